@@ -1,0 +1,53 @@
+//! Errors of the engine, sorted by what the command line must do with them.
+
+/// Decides exit code and hint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// No such container, image or volume.
+    NotFound,
+    /// The name is taken, the object is in use, the state is wrong for this.
+    Conflict,
+    /// The caller asked for something that cannot be.
+    InvalidInput,
+    /// The container's command was not found (exit code 127).
+    CommandNotFound,
+    /// The container's command cannot be executed (exit code 126).
+    CommandNotExecutable,
+    /// Kernel, file system or helper failed.
+    Machine,
+}
+
+/// What was attempted, on what, why it failed, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What kind of failure.
+    pub kind: ErrorKind,
+    /// One line (causes included), no final stop.
+    pub message: String,
+    /// What to do about it, when we know.
+    pub hint: Option<String>,
+}
+
+/// Result of engine calls.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Without a hint.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
+    }
+    /// Adds what to do about it.
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+    /// A machine failure: `attempt: cause`.
+    pub fn machine(attempt: impl std::fmt::Display, cause: impl std::fmt::Display) -> Self {
+        Self::new(ErrorKind::Machine, format!("{attempt}: {cause}"))
+    }
+}

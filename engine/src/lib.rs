@@ -1,0 +1,55 @@
+//! The life of images, containers and volumes: what exists, who holds which IDs, what runs.
+#![warn(missing_docs)]
+
+pub mod attach;
+pub mod container;
+pub mod database;
+pub mod error;
+pub mod exec;
+pub mod images;
+pub mod options;
+pub mod system;
+pub mod volume;
+
+use std::path::PathBuf;
+
+pub use error::{Error, ErrorKind, Result};
+
+/// Where this login's things are. Filled by the command line: libraries do not read the
+/// environment.
+#[derive(Debug, Clone)]
+pub struct EngineConfig {
+    /// Real UID of the login on the host.
+    pub uid: u32,
+    /// Its GID.
+    pub gid: u32,
+    /// Survives reboots: store, database, volumes, upper layers (`~/.local/share/selkie`).
+    pub data_dir: PathBuf,
+    /// Does not survive reboots, private 0700 (`$XDG_RUNTIME_DIR/selkie`): pause record, sockets,
+    /// what runs. May vanish at any moment.
+    pub run_dir: PathBuf,
+    /// Compiled seccomp filters and the like (`~/.cache/selkie`).
+    pub cache_dir: PathBuf,
+}
+
+/// An open engine: the calling process is root in the login's pause namespace.
+#[derive(Debug)]
+pub struct Engine {
+    /// As opened.
+    pub config: EngineConfig,
+    /// The joined pause namespace.
+    pub pause: selkie_userns::pause::JoinedPause,
+    /// Image store.
+    pub store: selkie_storage::Store,
+    /// State database.
+    pub database: database::Database,
+}
+
+impl Engine {
+    /// Joins the pause namespace (making it when needed), opens store and database.
+    /// Must be called while the process has one thread.
+    pub fn open(config: EngineConfig) -> Result<Self> {
+        let _ = config;
+        todo!()
+    }
+}

@@ -1,0 +1,1 @@
+//! `system check` and `system prune`: what is left behind, found and removed; `info`.

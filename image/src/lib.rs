@@ -1,0 +1,6 @@
+//! Image names, manifests and configs, and the transports that carry images.
+//! Knows nothing of how images are stored: layers are read into a [`layer_tar::LayerSink`].
+#![warn(missing_docs)]
+
+pub mod layer_tar;
+pub mod name;

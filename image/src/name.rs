@@ -1,0 +1,1 @@
+//! Image names: `[registry/]path[:tag][@digest]`, normalised as Podman does.

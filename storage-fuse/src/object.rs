@@ -1,0 +1,1 @@
+//! Objects: file contents by digest, mode 0400, owned by the login.

@@ -1,0 +1,115 @@
+//! Making processes: `fork` for a single-threaded caller, and `clone3` into fresh namespaces.
+//!
+//! Theory of operation. Both calls duplicate the caller like `fork(2)` (no `CLONE_VM`). That is
+//! only sound while the caller has one thread: another thread could hold the allocator's or
+//! stdio's lock at that instant and the child would find it locked for ever. So each function
+//! first counts `/proc/self/task` and refuses when there is more than one.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::errno::{Attempt, SysError, SysResult};
+use rustix::io::Errno;
+use rustix::process::Pid;
+
+bitflags::bitflags! {
+    /// Namespaces the child starts in (`CLONE_NEW*`, clone(2)).
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct CloneNamespaces: u64 {
+        /// A user namespace; its maps are written by the parent afterwards.
+        const USER = libc::CLONE_NEWUSER as u64;
+        /// A mount namespace.
+        const MOUNT = libc::CLONE_NEWNS as u64;
+        /// A PID namespace; the child is its init.
+        const PID = libc::CLONE_NEWPID as u64;
+        /// A network namespace.
+        const NETWORK = libc::CLONE_NEWNET as u64;
+        /// An IPC namespace.
+        const IPC = libc::CLONE_NEWIPC as u64;
+        /// A UTS namespace.
+        const UTS = libc::CLONE_NEWUTS as u64;
+        /// A cgroup namespace.
+        const CGROUP = libc::CLONE_NEWCGROUP as u64;
+    }
+}
+
+/// Which side of a `fork`/`clone3` the caller is on.
+#[derive(Debug)]
+pub enum Side {
+    /// The original process.
+    Parent {
+        /// The child's PID in the caller's PID namespace.
+        pid: Pid,
+        /// Refers to the child even after its PID is reused. Close-on-exec.
+        pidfd: OwnedFd,
+    },
+    /// The new process. Leave it with `exec` or [`exit_now`], never by returning from `main`.
+    Child,
+}
+
+/// `fork(2)` that also gives a pidfd.
+///
+/// # Errors
+/// `EBUSY` when the caller has more than one thread; otherwise the kernel's errno.
+pub fn fork() -> SysResult<Side> {
+    clone3(CloneNamespaces::empty(), None)
+}
+
+/// `clone3(2)` without shared memory: the child runs on a copy, in the given new namespaces, and
+/// in `cgroup` (an open cgroup v2 directory) when one is given. The parent gets `SIGCHLD`.
+///
+/// # Errors
+/// `EBUSY` when the caller has more than one thread; otherwise the kernel's errno.
+pub fn clone3(namespaces: CloneNamespaces, cgroup: Option<BorrowedFd<'_>>) -> SysResult<Side> {
+    if thread_count()? != 1 {
+        return Err(SysError::new(
+            "clone a process while other threads run",
+            Errno::BUSY,
+        ));
+    }
+    let mut pidfd: libc::c_int = -1;
+    // SAFETY: clone_args is plain integers; all-zero is its documented default.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces.bits() | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: no CLONE_VM and no stack, so the child continues on a copy of this address space;
+    // the caller has one thread (checked above), so no lock is held by a thread that vanishes.
+    // `args` and `pidfd` outlive the call.
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            std::mem::size_of::<libc::clone_args>(),
+        )
+    };
+    match pid {
+        -1 => Err(SysError::last(format!("clone3 with {namespaces:?}"))),
+        0 => Ok(Side::Child),
+        pid => {
+            let pid = Pid::from_raw(pid as i32)
+                .ok_or_else(|| SysError::new("clone3 returned a PID", Errno::RANGE))?;
+            // SAFETY: with CLONE_PIDFD the kernel stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Side::Parent { pid, pidfd })
+        }
+    }
+}
+
+/// `_exit(2)`: ends a forked child without running destructors or flushing the parent's buffers.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit is always sound; it never returns.
+    unsafe { libc::_exit(code) }
+}
+
+/// Not `libc::CLONE_INTO_CGROUP`: that constant is typed too narrow.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+fn thread_count() -> SysResult<usize> {
+    // st_nlink of /proc/self/task is 2 + the number of threads: one system call, no listing.
+    let stat = rustix::fs::stat("/proc/self/task").attempt(|| "stat /proc/self/task")?;
+    Ok((stat.st_nlink as usize).saturating_sub(2))
+}

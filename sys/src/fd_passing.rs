@@ -1,0 +1,58 @@
+//! Passing open file descriptors over a Unix socket (`SCM_RIGHTS`, unix(7)).
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
+
+use crate::errno::{Attempt, SysResult};
+
+/// Most descriptors that travel in one message.
+pub const MAX_FDS: usize = 64;
+
+/// Sends `payload` (not empty) and `fds` (at most [`MAX_FDS`]) as one message.
+pub fn send(socket: BorrowedFd<'_>, payload: &[u8], fds: &[BorrowedFd<'_>]) -> SysResult<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(rustix::io::Errno::TOOBIG)
+            .attempt(|| format!("pass {} descriptors", fds.len()));
+    }
+    rustix::io::retry_on_intr(|| {
+        sendmsg(
+            socket,
+            &[IoSlice::new(payload)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+    })
+    .attempt(|| "send descriptors over a socket")?;
+    Ok(())
+}
+
+/// Receives one message into `payload`: how many bytes came (0: the peer closed), and the
+/// descriptors with it, close-on-exec.
+pub fn receive(socket: BorrowedFd<'_>, payload: &mut [u8]) -> SysResult<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::io::retry_on_intr(|| {
+        recvmsg(
+            socket,
+            &mut [IoSliceMut::new(payload)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })
+    .attempt(|| "receive descriptors from a socket")?;
+    let mut fds = Vec::new();
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = part {
+            fds.extend(received);
+        }
+    }
+    Ok((message.bytes, fds))
+}

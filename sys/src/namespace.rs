@@ -1,0 +1,55 @@
+//! Joining and inspecting namespaces.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
+
+use crate::errno::{Attempt, SysError, SysResult};
+
+/// Joins the given namespaces of the process behind `pidfd` in one call (`setns(2)` with a pidfd).
+/// A user namespace can only be joined by a single-threaded process.
+pub fn join(pidfd: BorrowedFd<'_>, namespaces: ThreadNameSpaceType) -> SysResult<()> {
+    move_into_thread_name_spaces(pidfd, namespaces)
+        .attempt(|| format!("setns into {namespaces:?} of a process"))
+}
+
+/// Joins one namespace by its own descriptor (`setns(2)` with an nsfs file).
+pub fn join_by_fd(namespace: BorrowedFd<'_>) -> SysResult<()> {
+    // SAFETY: setns takes two integers and touches no memory of ours; a zero type accepts any kind.
+    if unsafe { libc::setns(namespace.as_raw_fd(), 0) } == -1 {
+        return Err(SysError::last("setns"));
+    }
+    Ok(())
+}
+
+/// The user namespace that owns `namespace` (`NS_GET_USERNS`, ioctl_ns(2)).
+pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    namespace_ioctl(
+        namespace,
+        NS_GET_USERNS,
+        "find the user namespace that owns a namespace",
+    )
+}
+
+/// The parent of a user or PID namespace (`NS_GET_PARENT`, ioctl_ns(2)).
+/// `EPERM` when the parent is outside the caller's own namespace.
+pub fn parent(namespace: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    namespace_ioctl(namespace, NS_GET_PARENT, "find the parent of a namespace")
+}
+
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
+const NS_GET_PARENT: libc::c_ulong = 0xb702;
+
+fn namespace_ioctl(
+    namespace: BorrowedFd<'_>,
+    request: libc::c_ulong,
+    attempt: &str,
+) -> SysResult<OwnedFd> {
+    // SAFETY: both requests take no argument and return a new descriptor or -1.
+    let fd = unsafe { libc::ioctl(namespace.as_raw_fd(), request) };
+    if fd == -1 {
+        return Err(SysError::last(attempt));
+    }
+    // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,143 @@
+//! Processes named by (PID, start time), which PID reuse cannot forge, and pidfds made from it.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+
+use crate::errno::{Attempt, SysError, SysResult};
+
+/// A process for as long as it lives: its PID in the host's (or caller's) PID namespace and its
+/// start time in clock ticks since boot (`/proc/PID/stat` field 22, proc_pid_stat(5)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ProcessIdentity {
+    /// PID as seen in `/proc` of the caller.
+    pub pid: i32,
+    /// Clock ticks since boot.
+    pub start_time: u64,
+}
+
+impl ProcessIdentity {
+    /// Reads the identity of a live process.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is no such process.
+    pub fn of(pid: Pid) -> SysResult<Self> {
+        let raw = pid.as_raw_nonzero().get();
+        let stat = std::fs::read_to_string(format!("/proc/{raw}/stat"))
+            .map_err(|_| SysError::new(format!("read /proc/{raw}/stat"), Errno::SRCH))?;
+        let start_time = parse_start_time(&stat)
+            .ok_or_else(|| SysError::new(format!("parse /proc/{raw}/stat"), Errno::INVAL))?;
+        Ok(Self {
+            pid: raw,
+            start_time,
+        })
+    }
+
+    /// The calling process.
+    pub fn own() -> SysResult<Self> {
+        Self::of(rustix::process::getpid())
+    }
+
+    /// A pidfd for it, or `None` when that process is gone (even if its PID lives again).
+    /// A zombie still has an identity.
+    pub fn open(&self) -> SysResult<Option<OwnedFd>> {
+        let Some(pid) = Pid::from_raw(self.pid) else {
+            return Ok(None);
+        };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            Err(errno) => return Err(SysError::new(format!("pidfd_open {pid:?}"), errno)),
+        };
+        // The pidfd pins the process; only now is comparing the start time free of races.
+        match Self::of(pid) {
+            Ok(found) if found == *self => Ok(Some(pidfd)),
+            Ok(_) => Ok(None),
+            Err(error) if error.errno == Errno::SRCH => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// True while the process runs (a zombie does not).
+    pub fn is_running(&self) -> bool {
+        std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| {
+            parse_start_time(&stat) == Some(self.start_time)
+                && !matches!(parse_state(&stat), Some('Z' | 'X'))
+        })
+    }
+}
+
+/// Waits until the process behind the pidfd has exited or `timeout` has passed.
+/// `None` waits for ever. Returns true when it has exited.
+pub fn wait_for_exit(
+    pidfd: impl std::os::fd::AsFd,
+    timeout: Option<std::time::Duration>,
+) -> SysResult<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let deadline = timeout.map(|timeout| std::time::Instant::now() + timeout);
+    loop {
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        let left = deadline.map(|deadline| {
+            let left = deadline.saturating_duration_since(std::time::Instant::now());
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        match poll(&mut fds, left.as_ref()) {
+            Ok(0) => return Ok(false),
+            Ok(_) => return Ok(true),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno).attempt(|| "poll a pidfd"),
+        }
+    }
+}
+
+/// The fields after the command name, which itself may hold spaces and parentheses.
+fn after_comm(stat: &str) -> Option<&str> {
+    stat.rfind(')').map(|end| &stat[end + 1..])
+}
+
+fn parse_start_time(stat: &str) -> Option<u64> {
+    // Field 22 of the line; the first after the command name is field 3.
+    after_comm(stat)?
+        .split_ascii_whitespace()
+        .nth(22 - 3)?
+        .parse()
+        .ok()
+}
+
+fn parse_state(stat: &str) -> Option<char> {
+    after_comm(stat)?
+        .split_ascii_whitespace()
+        .next()?
+        .chars()
+        .next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_names_cannot_forge_fields() {
+        let stat = "7 (a) Z 1 (b)) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
+        assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_state(stat), Some('S'));
+    }
+
+    #[test]
+    fn own_identity_is_running_and_a_forged_start_time_is_not() {
+        let own = ProcessIdentity::own().unwrap();
+        assert!(own.is_running());
+        assert!(own.open().unwrap().is_some());
+        let forged = ProcessIdentity {
+            start_time: own.start_time + 1,
+            ..own
+        };
+        assert!(!forged.is_running());
+        assert!(forged.open().unwrap().is_none());
+    }
+}
