@@ -105,6 +105,36 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Closes every descriptor from 3 on but those in `keep` (`close_range(2)`): for a forked child
+/// that stays, which must not hold locks and pipes of its parent. It never returns to code that
+/// owns the closed descriptors, so that no `OwnedFd` of the parent is used or closed again.
+///
+/// # Errors
+/// `ENOSYS` on kernels before 5.9.
+pub fn close_inherited_descriptors(keep: &[BorrowedFd<'_>]) -> SysResult<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([u32::MAX]) {
+        let last = if fd == u32::MAX {
+            fd
+        } else {
+            fd.saturating_sub(1)
+        };
+        if first <= last {
+            // SAFETY: closing touches no memory. That nobody uses the closed numbers again is the
+            // contract above.
+            if unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) } == -1 {
+                return Err(SysError::last(format!(
+                    "close descriptors {first} to {last}"
+                )));
+            }
+        }
+        first = first.max(fd.saturating_add(1));
+    }
+    Ok(())
+}
+
 /// Not `libc::CLONE_INTO_CGROUP`: that constant is typed too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -112,4 +142,43 @@ fn thread_count() -> SysResult<usize> {
     // st_nlink of /proc/self/task is 2 + the number of threads: one system call, no listing.
     let stat = rustix::fs::stat("/proc/self/task").attempt(|| "stat /proc/self/task")?;
     Ok((stat.st_nlink as usize).saturating_sub(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn only_the_kept_descriptors_survive() {
+        // The harness's own descriptors are at stake, so this binary runs the part below alone.
+        let exe = std::env::current_exe().unwrap();
+        let status = std::process::Command::new(exe)
+            .args([
+                "--exact",
+                "clone::tests::in_a_process_of_its_own",
+                "--ignored",
+            ])
+            .arg("--test-threads=1")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    #[ignore = "closes the test harness's descriptors; run by only_the_kept_descriptors_survive"]
+    fn in_a_process_of_its_own() {
+        let open = || rustix::fs::open("/dev/null", rustix::fs::OFlags::CLOEXEC, 0.into()).unwrap();
+        let fds: Vec<OwnedFd> = (0..6).map(|_| open()).collect();
+        close_inherited_descriptors(&[fds[4].as_fd(), fds[1].as_fd()]).unwrap();
+        let open_after: Vec<bool> = fds
+            .iter()
+            .map(|fd| rustix::io::fcntl_getfd(fd).is_ok())
+            .collect();
+        std::mem::forget(fds);
+        assert_eq!(open_after, [false, true, false, false, true, false]);
+        exit_now(0);
+    }
 }
