@@ -2,5 +2,5 @@
 //! Knows nothing of how images are stored: layers are read into a [`layer_tar::LayerSink`].
 #![warn(missing_docs)]
 
-pub mod layer_tar;
+pub mod digest;
 pub mod name;
