@@ -3,6 +3,8 @@
 #![warn(missing_docs)]
 
 pub mod id_map;
+pub mod map_helpers;
+pub mod name_service;
 pub mod pause;
 pub mod slice;
 pub mod subordinate_ids;

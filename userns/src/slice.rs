@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::id_map::{IdMap, IdMaps};
 
+/// How many IDs the smallest slice that Selkie plans by itself takes.
+pub const SMALLEST_SLICE: u32 = 145;
+
 /// The container-side IDs that must be mapped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceRequest {
