@@ -3,4 +3,5 @@
 #![warn(missing_docs)]
 
 pub mod digest;
+pub mod layer_tar;
 pub mod name;

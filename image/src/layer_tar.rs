@@ -1,1 +1,0 @@
-//! Reading a layer: decompression, digests, tar with GNU and PAX extensions, hostile input.
