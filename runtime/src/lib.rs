@@ -5,5 +5,6 @@
 pub mod default_spec;
 pub mod exec;
 pub mod launch;
+pub mod seccomp_filter;
 pub mod seccomp_profile;
 pub mod user_database;
