@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxCapabilities, LinuxIdMapping, LinuxNamespace,
-    LinuxNamespaceType, Mount, PosixRlimit, PosixRlimitType, Process, Root, Spec, User,
+    Capabilities, Capability, Linux, LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder,
+    LinuxNamespace, LinuxNamespaceType, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    Process, Root, Spec, User,
 };
 
 use crate::launch::LaunchError;
@@ -366,9 +367,14 @@ impl DefaultSpec {
                     "limit {name}: the soft limit {soft} is above the hard limit {hard}"
                 )));
             }
-            let mut limit = PosixRlimit::default();
-            limit.set_typ(typ).set_soft(*soft).set_hard(*hard);
-            limits.push(limit);
+            limits.push(
+                PosixRlimitBuilder::default()
+                    .typ(typ)
+                    .soft(*soft)
+                    .hard(*hard)
+                    .build()
+                    .expect("every field is set"),
+            );
         }
         Ok(limits)
     }
@@ -421,12 +427,12 @@ fn unmask_matches(pattern: &str, path: &str) -> bool {
 
 fn id_mappings(maps: &[(u32, u32, u32)]) -> Vec<LinuxIdMapping> {
     let mapping = |(container, host, size): &(u32, u32, u32)| {
-        let mut mapping = LinuxIdMapping::default();
-        mapping
-            .set_container_id(*container)
-            .set_host_id(*host)
-            .set_size(*size);
-        mapping
+        LinuxIdMappingBuilder::default()
+            .container_id(*container)
+            .host_id(*host)
+            .size(*size)
+            .build()
+            .expect("every field is set")
     };
     maps.iter().map(mapping).collect()
 }
