@@ -1,21 +1,53 @@
 //! Containers: create, start, stop, kill, remove, wait, list.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use selkie_userns::IdMaps;
 use serde::{Deserialize, Serialize};
 
-use crate::Engine;
 use crate::attach::AttachConnection;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::options::CreateOptions;
+
+pub(crate) mod create;
+pub(crate) mod etc_files;
+pub(crate) mod lease;
+pub(crate) mod list;
+pub(crate) mod merge;
+pub(crate) mod name;
+pub(crate) mod remove;
+pub(crate) mod start;
+mod stop;
+
+pub use merge::signal_number;
 
 /// 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ContainerId(String);
 
 impl ContainerId {
+    /// A new one.
+    pub(crate) fn random() -> Result<Self> {
+        let mut bytes = [0u8; 32];
+        fill_random(&mut bytes)?;
+        Ok(Self::from_bytes(bytes))
+    }
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let digits = bytes
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .map(|digit| char::from(DIGITS[usize::from(digit)]))
+            .collect();
+        Self(digits)
+    }
+    /// From a database row or a directory's name; `None` when it is not 64 hex digits.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        (text.len() == 64 && digits).then(|| Self(text.to_owned()))
+    }
     /// All 64 digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -23,6 +55,12 @@ impl ContainerId {
     /// The first 12 digits.
     pub fn short(&self) -> &str {
         &self.0[..12]
+    }
+}
+
+impl std::fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
     }
 }
 
@@ -76,6 +114,15 @@ pub struct ContainerConfig {
     pub stop_timeout: u32,
 }
 
+impl ContainerConfig {
+    /// From the JSON of a database row; `of` is the container's ID.
+    pub(crate) fn parse(json: &str, of: &str) -> Result<Self> {
+        serde_json::from_str(json).map_err(|error| {
+            Error::machine(format!("read the configuration of container {of}"), error)
+        })
+    }
+}
+
 /// One container for `ps` and `inspect`.
 #[derive(Debug, Clone)]
 pub struct Container {
@@ -103,6 +150,8 @@ pub struct Container {
     pub maps: Option<IdMaps>,
     /// Container ↔ host.
     pub host_maps: Option<IdMaps>,
+    /// True when it goes away with the end of its run (`--rm`, started).
+    pub disposable: bool,
 }
 
 /// Whether `start` connects the caller to the streams.
@@ -127,70 +176,14 @@ pub struct Started {
     pub attach: Option<AttachConnection>,
 }
 
-impl Engine {
-    /// Makes a container without starting it.
-    pub fn create(&mut self, options: CreateOptions) -> Result<ContainerId> {
-        let _ = options;
-        todo!()
+/// Random bytes from the kernel.
+pub(crate) fn fill_random(bytes: &mut [u8]) -> Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::io::retry_on_intr(|| {
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
+        })
+        .map_err(|errno| Error::machine("get random bytes from the kernel", errno))?;
     }
-    /// Makes and starts in one go (`run`): fewer steps than `create` then `start`.
-    pub fn run(&mut self, options: CreateOptions, mode: StartMode) -> Result<Started> {
-        let _ = (options, mode);
-        todo!()
-    }
-    /// Starts a created or exited container. Already running: an error of kind `Conflict`.
-    pub fn start(&mut self, id: &ContainerId, mode: StartMode) -> Result<Started> {
-        let _ = (id, mode);
-        todo!()
-    }
-    /// Connects to a running container's streams.
-    pub fn attach(&self, id: &ContainerId) -> Result<AttachConnection> {
-        let _ = id;
-        todo!()
-    }
-    /// Sends the stop signal, waits `timeout` (its own when `None`), then SIGKILL; returns when it
-    /// has ended. Not running: does nothing.
-    pub fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
-        let _ = (id, timeout);
-        todo!()
-    }
-    /// Sends a signal to init. Not running: `Conflict`.
-    pub fn kill(&self, id: &ContainerId, signal: i32) -> Result<()> {
-        let _ = (id, signal);
-        todo!()
-    }
-    /// Removes it; `force` kills it first, `volumes` removes its anonymous volumes too.
-    pub fn remove(&mut self, id: &ContainerId, force: bool, volumes: bool) -> Result<()> {
-        let _ = (id, force, volumes);
-        todo!()
-    }
-    /// Waits until it does not run and gives its exit code.
-    pub fn wait(&self, id: &ContainerId) -> Result<i32> {
-        let _ = id;
-        todo!()
-    }
-    /// Finds one by full ID, unique ID prefix or name.
-    pub fn find_container(&self, name_or_id: &str) -> Result<ContainerId> {
-        let _ = name_or_id;
-        todo!()
-    }
-    /// One container as it is now.
-    pub fn container(&self, id: &ContainerId) -> Result<Container> {
-        let _ = id;
-        todo!()
-    }
-    /// All containers, oldest first.
-    pub fn containers(&self) -> Result<Vec<Container>> {
-        todo!()
-    }
-    /// Path of its log file (k8s-file format), which may not exist yet.
-    pub fn log_path(&self, id: &ContainerId) -> std::path::PathBuf {
-        let _ = id;
-        todo!()
-    }
-    /// The container's root file system as a tar stream (`export`); it may run or not.
-    pub fn export(&mut self, id: &ContainerId, out: &mut dyn std::io::Write) -> Result<()> {
-        let _ = (id, out);
-        todo!()
-    }
+    Ok(())
 }

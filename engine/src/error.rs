@@ -1,7 +1,9 @@
 //! Errors of the engine, sorted by what the command line must do with them.
 
+use serde::{Deserialize, Serialize};
+
 /// Decides exit code and hint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// No such container, image or volume.
     NotFound,
@@ -49,5 +51,38 @@ impl Error {
     /// A machine failure: `attempt: cause`.
     pub fn machine(attempt: impl std::fmt::Display, cause: impl std::fmt::Display) -> Self {
         Self::new(ErrorKind::Machine, format!("{attempt}: {cause}"))
+    }
+}
+
+impl From<selkie_sys::SysError> for Error {
+    fn from(error: selkie_sys::SysError) -> Self {
+        Self::new(ErrorKind::Machine, error.to_string())
+    }
+}
+
+impl From<selkie_userns::pause::PauseError> for Error {
+    fn from(error: selkie_userns::pause::PauseError) -> Self {
+        Self::new(ErrorKind::Machine, error.to_string())
+    }
+}
+
+impl From<selkie_storage::StoreError> for Error {
+    fn from(error: selkie_storage::StoreError) -> Self {
+        Self::new(ErrorKind::Machine, error.to_string())
+    }
+}
+
+impl From<selkie_runtime::launch::LaunchError> for Error {
+    fn from(error: selkie_runtime::launch::LaunchError) -> Self {
+        use selkie_runtime::launch::LaunchError;
+        let kind = match &error {
+            LaunchError::CommandNotFound(_) => ErrorKind::CommandNotFound,
+            LaunchError::CommandNotExecutable(..) => ErrorKind::CommandNotExecutable,
+            LaunchError::InvalidSpec(_) => ErrorKind::InvalidInput,
+            LaunchError::Step { .. } | LaunchError::Sys(_) | LaunchError::Root(_) => {
+                ErrorKind::Machine
+            }
+        };
+        Self::new(kind, error.to_string())
     }
 }

@@ -7,11 +7,18 @@ pub mod database;
 pub mod error;
 pub mod exec;
 pub mod images;
+mod layout;
+mod log_writer;
+mod monitor;
 pub mod options;
+mod spec;
+mod state;
 pub mod system;
 pub mod volume;
 
 use std::path::PathBuf;
+
+use selkie_userns::pause::PauseRequest;
 
 pub use error::{Error, ErrorKind, Result};
 
@@ -48,8 +55,26 @@ pub struct Engine {
 impl Engine {
     /// Joins the pause namespace (making it when needed), opens store and database.
     /// Must be called while the process has one thread.
+    ///
+    /// # Errors
+    /// The namespace cannot be made or joined; a directory cannot be made or is not the login's;
+    /// the store is of a newer version. The database is opened when first used.
     pub fn open(config: EngineConfig) -> Result<Self> {
-        let _ = config;
-        todo!()
+        let pause = selkie_userns::pause::join(&PauseRequest {
+            uid: config.uid,
+            gid: config.gid,
+            runtime_dir: config.run_dir.clone(),
+            find_survivors: state::survivors,
+            survivors_dir: config.containers_dir(),
+        })?;
+        // From here on the caller is root in the namespace, where the login is UID 0.
+        let database = database::Database::open(&config.data_dir)?;
+        let store = selkie_storage::Store::open(&config.store_dir())?;
+        Ok(Self {
+            config,
+            pause,
+            store,
+            database,
+        })
     }
 }

@@ -25,4 +25,5 @@ pub mod store;
 mod tree_name;
 
 pub use garbage::Garbage;
+pub use remove_tree::remove_tree;
 pub use store::{ExclusiveLock, SharedLock, Store, StoreError};

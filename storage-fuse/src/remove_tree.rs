@@ -36,7 +36,7 @@ struct Level {
 }
 
 /// Removes the tree at `path`. Does nothing when there is none.
-pub(crate) fn remove_tree(path: &Path) -> Result<(), StoreError> {
+pub fn remove_tree(path: &Path) -> Result<(), StoreError> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Errno::INVAL).on("remove", || path.to_owned());
     };

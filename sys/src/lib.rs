@@ -14,5 +14,7 @@ pub mod mount;
 pub mod namespace;
 pub mod process_identity;
 pub mod seccomp;
+pub mod signal_queue;
+pub mod slim;
 
 pub use errno::{SysError, SysResult};

@@ -95,6 +95,29 @@ pub fn wait_for_exit(
     }
 }
 
+/// Sends signal number `signal` to the process behind the pidfd (`pidfd_send_signal(2)`). Takes any
+/// number, real-time signals included, since it is the receiver's meaning that counts.
+///
+/// # Errors
+/// `ESRCH` when it has exited and been reaped, `EPERM`, `EINVAL` for a number that is no signal.
+pub fn send_signal(pidfd: impl std::os::fd::AsFd, signal: i32) -> SysResult<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the call takes integers and a null pointer (no siginfo) and touches no memory of ours.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == -1 {
+        return Err(SysError::last(format!("send signal {signal} to a process")));
+    }
+    Ok(())
+}
+
 /// The fields after the command name, which itself may hold spaces and parentheses.
 fn after_comm(stat: &str) -> Option<&str> {
     stat.rfind(')').map(|end| &stat[end + 1..])

@@ -1,0 +1,403 @@
+//! The monitor: one small process per running container, forked from the command that starts it.
+//!
+//! # Theory of operation
+//! *Start.* The child of the fork leaves the command's session, makes the attach socket, has the
+//! runtime build the container up to its last gate, writes `state` (so that nothing ever runs that is
+//! not on record), opens the gate, and tells the command over a pipe whether the program was
+//! executed. Killed before that, it takes the container with it: the gate's other end closes.
+//!
+//! *Idle.* It gives back all memory and descriptors it took over, and sits in one `poll`
+//! ([`relay`]). It holds the container's lock for as long as it lives.
+//!
+//! *End.* It reaps init, writes `exit`, then the database row (or, for a disposable container,
+//! removes everything), frees the lock and only then tells its clients. Killed before that, the
+//! container runs on and whoever looks next settles what is left.
+//!
+//! Signals: a hang-up makes the attach socket again (its directory may have been cleaned away).
+//! SIGTERM is what a host sends at shutdown: it passes the container its stop signal, and the monitor
+//! stays to record the end. SIGINT and SIGQUIT are meant for terminals it has none of: ignored.
+
+mod relay;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio};
+use selkie_storage::container_layer::ContainerLayer;
+use selkie_storage::presenter::{Presenter, RootRequest};
+use selkie_sys::process_identity::ProcessIdentity;
+use selkie_sys::signal_queue::{SignalName, SignalQueue};
+use serde::{Deserialize, Serialize};
+
+use crate::Engine;
+use crate::attach::{ServerEnd, listen};
+use crate::container::etc_files::EtcFiles;
+use crate::container::merge::{Login, host_name};
+use crate::container::start::{Launch, record_exit};
+use crate::container::{ContainerId, ExitRecord};
+use crate::database::{Database, Durability, make_private_dir};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layout::open_dir;
+use crate::log_writer::LogWriter;
+use crate::state::{self, RunState, boot_id, now};
+use crate::{EngineConfig, spec};
+use relay::{Client, Relay, Streams};
+
+/// Everything the forked child starts with.
+pub(crate) struct Monitor<'e> {
+    engine: &'e Engine,
+    launch: Launch,
+    client: Option<ServerEnd>,
+    size: Option<(u16, u16)>,
+    report: OwnedFd,
+}
+
+/// What the monitor tells the command that forked it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct StartReport {
+    failure: Option<StartFailure>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StartFailure {
+    kind: ErrorKind,
+    message: String,
+    hint: Option<String>,
+}
+
+impl StartReport {
+    /// Reads it; an empty one is a monitor that died.
+    pub(crate) fn parse(text: &[u8]) -> Result<()> {
+        if text.is_empty() {
+            return Err(Error::machine(
+                "start the container",
+                "its monitor died before the command ran",
+            ));
+        }
+        let report: Self = serde_json::from_slice(text)
+            .map_err(|error| Error::machine("hear from the container's monitor", error))?;
+        match report.failure {
+            None => Ok(()),
+            Some(failure) => Err(Error {
+                kind: failure.kind,
+                message: failure.message,
+                hint: failure.hint,
+            }),
+        }
+    }
+
+    pub(crate) fn send(result: std::result::Result<(), &Error>, pipe: OwnedFd) {
+        let report = Self {
+            failure: result.err().map(|error| StartFailure {
+                kind: error.kind,
+                message: error.message.clone(),
+                hint: error.hint.clone(),
+            }),
+        };
+        let text = serde_json::to_vec(&report).unwrap_or_default();
+        // Shorter than a pipe's buffer, so one write takes it; nobody listens when it fails.
+        let _ = rustix::io::write(&pipe, &text);
+    }
+}
+
+/// A container that runs.
+struct Running {
+    launched: Launched,
+    streams: Streams,
+    signals: SignalQueue,
+    listener: OwnedFd,
+    started: String,
+}
+
+/// What is needed when the container has ended; small, since it stays in memory.
+struct Epilogue {
+    paths: EngineConfig,
+    id: ContainerId,
+    dir: OwnedFd,
+    started: String,
+    stop_signal: i32,
+    disposable: bool,
+}
+
+impl<'e> Monitor<'e> {
+    /// In the forked child, before anything else.
+    pub(crate) fn new(
+        engine: &'e Engine,
+        launch: Launch,
+        client: Option<ServerEnd>,
+        size: Option<(u16, u16)>,
+        report: OwnedFd,
+    ) -> Self {
+        Self {
+            engine,
+            launch,
+            client,
+            size,
+            report,
+        }
+    }
+
+    /// Runs the container to its end.
+    pub(crate) fn run(self) {
+        // Unwinding into the command's own code would run its ending a second time.
+        let run = std::panic::AssertUnwindSafe(|| self.run_to_end());
+        if std::panic::catch_unwind(run).is_err() {
+            selkie_sys::clone::exit_now(70);
+        }
+    }
+
+    fn run_to_end(mut self) {
+        let mut running = match self.start() {
+            Ok(running) => running,
+            Err(error) => {
+                self.undo();
+                StartReport::send(Err(&error), self.report);
+                return;
+            }
+        };
+        StartReport::send(Ok(()), self.report);
+        let epilogue = Epilogue {
+            paths: self.engine.config.clone(),
+            id: self.launch.id,
+            dir: self.launch.lock.dir,
+            started: running.started,
+            stop_signal: self.launch.config.stop_signal,
+            disposable: self.launch.disposable,
+        };
+        drop(self.launch.config);
+        let log = match epilogue.dir.try_clone() {
+            Ok(dir) => LogWriter::new(dir),
+            Err(_) => return,
+        };
+        let terminal = running.launched.terminal.take();
+        if let Some(terminal) = terminal {
+            running.streams = Streams::terminal(terminal);
+        }
+        let mut relay = Relay {
+            pidfd: running.launched.pidfd,
+            streams: running.streams,
+            signals: running.signals,
+            listener: running.listener,
+            clients: self.client.map(Client::first).into_iter().collect(),
+            log,
+            stop_signal: epilogue.stop_signal,
+        };
+        slim_down(&epilogue, &relay);
+        let code = relay.run(&epilogue);
+        epilogue.finish(code);
+        relay.say_exited(code);
+        epilogue.tidy();
+    }
+
+    /// Builds the container and lets its command go.
+    fn start(&mut self) -> Result<Running> {
+        // Fails only for a process group leader, which a forked child is not.
+        let _ = rustix::process::setsid();
+        let _ = rustix::thread::set_name(c"selkie-monitor");
+        let signals = SignalQueue::new(
+            &[SignalName::SIGHUP, SignalName::SIGTERM],
+            &[SignalName::SIGINT, SignalName::SIGQUIT, SignalName::SIGPIPE],
+        )?;
+        let engine = self.engine;
+        let launch = &self.launch;
+        let listener = make_socket(&engine.config, &launch.id)?;
+        let layer = match launch.chain_id {
+            Some(_) => Some(ContainerLayer::create(&launch.lock.path)?),
+            None => None,
+        };
+        let uname = rustix::system::uname();
+        let host = host_name(
+            &launch.id,
+            &launch.config.options,
+            &Login {
+                ids: (engine.config.uid, engine.config.gid),
+                host_name: &uname.nodename().to_string_lossy(),
+            },
+        );
+        let etc = EtcFiles::new(launch.config.options.network, &launch.name, &host)?.write(
+            launch.lock.as_fd(),
+            &launch.lock.path,
+            &launch.maps,
+        )?;
+        let spec = spec::build(&engine.config, &launch.config, &host, &launch.maps, &etc)?;
+        let presenter = selkie_storage::presenter::choose(&engine.store)?;
+        let (stdio, streams) = self.stdio()?;
+
+        let mut provide_root = |user_namespace: BorrowedFd<'_>| {
+            let root = self.mount_root(presenter.as_ref(), layer.as_ref(), user_namespace)?;
+            Ok(ProvidedRoot { root })
+        };
+        let mut launched = selkie_runtime::launch::launch(LaunchRequest {
+            spec: &spec,
+            stdio,
+            provide_root: &mut provide_root,
+            cgroup: None,
+            init: launch.config.options.init,
+            seccomp_cache_dir: Some(&engine.config.cache_dir),
+            preserve_fds: Vec::new(),
+        })?;
+        let started = now();
+        let state = RunState {
+            boot: boot_id()?.to_owned(),
+            monitor: ProcessIdentity::own()?,
+            init: launched.identity,
+            started: started.clone(),
+        };
+        state::write_state(launch.lock.as_fd(), &state)?;
+        launched.start()?;
+        Ok(Running {
+            launched,
+            streams,
+            signals,
+            listener,
+            started,
+        })
+    }
+
+    /// After a start that failed: no run, no socket.
+    fn undo(&self) {
+        let _ = state::clear(self.launch.lock.as_fd());
+        remove_socket(&self.engine.config, &self.launch.id);
+    }
+
+    fn mount_root(
+        &self,
+        presenter: &dyn Presenter,
+        layer: Option<&ContainerLayer>,
+        user_namespace: BorrowedFd<'_>,
+    ) -> std::result::Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
+        if let Some(directory) = self.launch.root_directory() {
+            let directory = open_dir(directory)?;
+            return Ok(selkie_sys::mount::clone_detached(directory.as_fd(), true)?);
+        }
+        match (&self.launch.chain_id, layer) {
+            (Some(chain_id), Some(layer)) => Ok(presenter.mount_root(
+                &self.engine.store,
+                &RootRequest {
+                    chain_id,
+                    layer,
+                    user_namespace,
+                    maps: &self.launch.maps,
+                    volatile: self.launch.disposable,
+                    single_id: self.engine.pause.single_id,
+                },
+            )?),
+            _ => Err("the container's image is gone".into()),
+        }
+    }
+
+    /// The container's ends and ours.
+    fn stdio(&self) -> Result<(Stdio, Streams)> {
+        let options = &self.launch.config.options;
+        if options.terminal {
+            return Ok((Stdio::Terminal { size: self.size }, Streams::none()));
+        }
+        let pipe = || {
+            pipe_with(PipeFlags::CLOEXEC)
+                .map_err(|errno| Error::machine("make a pipe for the container's streams", errno))
+        };
+        let (stdin, our_stdin) = if options.interactive {
+            let (read, write) = pipe()?;
+            (read, Some(write))
+        } else {
+            (open_null()?, None)
+        };
+        let (our_stdout, stdout) = pipe()?;
+        let (our_stderr, stderr) = pipe()?;
+        Ok((
+            Stdio::Streams {
+                stdin,
+                stdout,
+                stderr,
+            },
+            Streams::pipes(our_stdin, our_stdout, our_stderr)?,
+        ))
+    }
+}
+
+impl Epilogue {
+    /// Makes the attach socket again.
+    fn listen_again(&self) -> Result<OwnedFd> {
+        make_socket(&self.paths, &self.id)
+    }
+
+    /// Puts the end on record, or the container away.
+    fn finish(&self, code: i32) {
+        let exit = ExitRecord {
+            code,
+            started: self.started.clone(),
+            finished: now(),
+            error: None,
+        };
+        // Whatever fails here is settled by the next command that looks: `state` stays, so `exit`
+        // or the dead init tell what happened.
+        let settled = if self.disposable {
+            self.remove()
+        } else {
+            state::write_exit(self.dir.as_fd(), &exit).and_then(|()| self.record(&exit))
+        };
+        if settled.is_err() && self.disposable {
+            let _ = state::write_exit(self.dir.as_fd(), &exit);
+        }
+        remove_socket(&self.paths, &self.id);
+        let _ = rustix::fs::flock(&self.dir, rustix::fs::FlockOperation::Unlock);
+    }
+
+    fn record(&self, exit: &ExitRecord) -> Result<()> {
+        let mut database = Database::open(&self.paths.data_dir)?;
+        database.write(Durability::ProcessCrash, |transaction| {
+            record_exit(transaction, &self.id, exit)
+        })?;
+        state::clear(self.dir.as_fd())
+    }
+
+    fn remove(&self) -> Result<()> {
+        let mut database = Database::open(&self.paths.data_dir)?;
+        crate::container::remove::remove_row_and_files(&mut database, &self.paths, &self.id, true)
+    }
+
+    /// When nobody waits any more.
+    fn tidy(&self) {
+        if let Ok(database) = Database::open(&self.paths.data_dir) {
+            let _ = database.tidy();
+        }
+    }
+}
+
+fn make_socket(paths: &EngineConfig, id: &ContainerId) -> Result<OwnedFd> {
+    let path = paths.attach_dir();
+    let dir = match open_dir(&path) {
+        Ok(dir) => dir,
+        Err(_) => {
+            make_private_dir(&path)?;
+            open_dir(&path)?
+        }
+    };
+    listen(dir.as_fd(), id.as_str())
+}
+
+/// One left behind is listed by `system check`.
+fn remove_socket(paths: &EngineConfig, id: &ContainerId) {
+    let _ = rustix::fs::unlink(paths.attach_dir().join(id.as_str()));
+}
+
+pub(crate) fn open_null() -> Result<OwnedFd> {
+    rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|errno| Error::machine("open /dev/null", errno))
+}
+
+/// Drops what came with the fork and is of no use from here on.
+fn slim_down(epilogue: &Epilogue, relay: &Relay) {
+    if let Ok(null) = open_null() {
+        let _ = rustix::stdio::dup2_stdin(&null);
+        let _ = rustix::stdio::dup2_stdout(&null);
+        let _ = rustix::stdio::dup2_stderr(&null);
+    }
+    let mut keep = vec![epilogue.dir.as_fd()];
+    keep.extend(relay.descriptors());
+    let _ = selkie_sys::slim::close_all_except(&keep);
+    // So that no file system is kept busy by where the command happened to be called.
+    let _ = rustix::process::chdir("/");
+    selkie_sys::slim::trim_heap();
+}

@@ -1,0 +1,141 @@
+//! A container's OCI spec from what was decided at its creation.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
+use selkie_runtime::default_spec::{DefaultSpec, Network, PidNamespace, Seccomp};
+use selkie_userns::{IdMap, IdMaps};
+
+use crate::EngineConfig;
+use crate::container::ContainerConfig;
+use crate::error::{Error, Result};
+use crate::options::{MountOption, MountSource, NetworkMode, PidMode, SeccompOption};
+
+/// Writable memory on a read-only root, as Podman's `--read-only-tmpfs`.
+const READ_ONLY_TMPFS: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
+
+/// The spec. `etc` are (file, path in the container) pairs to bind.
+///
+/// # Errors
+/// `InvalidInput`: unknown capabilities or limits, a bad seccomp profile.
+pub(crate) fn build(
+    paths: &EngineConfig,
+    config: &ContainerConfig,
+    host_name: &str,
+    maps: &IdMaps,
+    etc: &[(PathBuf, &'static str)],
+) -> Result<Spec> {
+    let options = &config.options;
+    let mut mounts = Vec::with_capacity(etc.len() + options.mounts.len() + READ_ONLY_TMPFS.len());
+    let mounted = |path: &str| {
+        options
+            .mounts
+            .iter()
+            .any(|mount| mount.destination.trim_end_matches('/') == path)
+    };
+    if options.read_only {
+        for path in READ_ONLY_TMPFS.into_iter().filter(|path| !mounted(path)) {
+            let options = ["rw", "nosuid", "nodev", "mode=1777", "tmpcopyup"];
+            mounts.push(mount(path, "tmpfs", Path::new("tmpfs"), &options));
+        }
+    }
+    for (file, destination) in etc.iter().filter(|(_, path)| !mounted(path)) {
+        mounts.push(mount(destination, "bind", file, &["bind", "rprivate"]));
+    }
+    for option in &options.mounts {
+        mounts.push(user_mount(paths, option)?);
+    }
+    let spec = DefaultSpec {
+        argv: config.argv.clone(),
+        env: config.env.clone(),
+        cwd: config.workdir.clone(),
+        user: config.user.clone(),
+        terminal: options.terminal,
+        hostname: host_name.to_owned(),
+        read_only_root: options.read_only,
+        cap_add: options.cap_add.clone(),
+        cap_drop: options.cap_drop.clone(),
+        network: match options.network {
+            NetworkMode::None => Network::None,
+            NetworkMode::Host => Network::Host,
+        },
+        pid: match options.pid {
+            PidMode::Private => PidNamespace::Private,
+            PidMode::Host => PidNamespace::Host,
+        },
+        uid_maps: triples(&maps.uid),
+        gid_maps: triples(&maps.gid),
+        mounts,
+        mask: options.mask.clone(),
+        unmask: options.unmask.clone(),
+        ulimits: options.ulimits.clone(),
+        sysctls: options.sysctls.clone(),
+        seccomp: match &options.seccomp {
+            SeccompOption::Default => Seccomp::Default,
+            SeccompOption::Unconfined => Seccomp::Unconfined,
+            SeccompOption::Profile(json) => Seccomp::Profile(json.clone()),
+        },
+        no_new_privileges: options.no_new_privileges,
+        annotations: options.annotations.clone(),
+    };
+    Ok(spec.build()?)
+}
+
+/// Later options win over the defaults before them.
+fn user_mount(paths: &EngineConfig, option: &MountOption) -> Result<Mount> {
+    let (kind, source, mut words) = match &option.source {
+        MountSource::Tmpfs => (
+            "tmpfs",
+            PathBuf::from("tmpfs"),
+            vec!["nosuid", "nodev", "noexec"],
+        ),
+        MountSource::Bind(path) => (
+            "bind",
+            path.clone(),
+            vec!["rbind", "rprivate", "nosuid", "nodev"],
+        ),
+        // Anonymous ones have got their names at creation.
+        MountSource::Volume(name) => (
+            "bind",
+            paths.volume_data(name),
+            vec!["bind", "rprivate", "nosuid", "nodev"],
+        ),
+        MountSource::AnonymousVolume => {
+            return Err(Error::machine(
+                format!("mount a volume on {}", option.destination),
+                "it has not been given a name",
+            ));
+        }
+    };
+    if matches!(option.source, MountSource::Tmpfs) && option.copy_up {
+        words.push("tmpcopyup");
+    }
+    if let MountSource::Bind(_) = option.source {
+        // `bind` asks for this directory without what is mounted below it.
+        if option.options.iter().any(|word| word == "bind") {
+            words.retain(|word| *word != "rbind");
+        }
+    }
+    words.extend(option.options.iter().map(String::as_str));
+    words.push(if option.read_only { "ro" } else { "rw" });
+    Ok(mount(&option.destination, kind, &source, &words))
+}
+
+fn mount(destination: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(PathBuf::from(destination))
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.to_path_buf()))
+        .set_options(Some(
+            options.iter().map(|word| (*word).to_owned()).collect(),
+        ));
+    mount
+}
+
+fn triples(map: &IdMap) -> Vec<(u32, u32, u32)> {
+    map.extents()
+        .iter()
+        .map(|extent| (extent.inside, extent.outside, extent.count))
+        .collect()
+}
