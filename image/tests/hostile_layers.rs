@@ -517,7 +517,7 @@ fn bombs_hit_the_limits() {
         tar_bytes: 1 << 20,
         entries: 100,
         header_bytes: 4096,
-        file_size: 1 << 30,
+        content_bytes: 1 << 20,
     };
     let refused = |bytes: &[u8], word: &str| {
         let error = check(bytes, &Expected::default(), &limits).unwrap_err();

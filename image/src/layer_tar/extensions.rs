@@ -152,7 +152,7 @@ impl SparseFields {
             b"size" | b"realsize" => self.size = Some(pax::decimal(value)?),
             b"numblocks" => self.count = Some(pax::decimal(value)?),
             b"offset" | b"numbytes" => {
-                let offset_expected = self.numbers.len() % 2 == 0;
+                let offset_expected = self.numbers.len().is_multiple_of(2);
                 if (key == b"offset") != offset_expected {
                     return None;
                 }

@@ -97,23 +97,50 @@ fn too_many_bytes(limit: u64) -> LayerError {
     ))
 }
 
-/// The bytes of one member, for the sink.
+/// The content of one file, for the sink: what the stream holds, and zeros for holes.
 struct Content<'c, 'i> {
     input: &'c mut Input<'i>,
-    remaining: u64,
     path: &'c [u8],
+    size: u64,
+    position: u64,
+    /// What the stream holds of the file and was not read yet, ascending.
+    parts: &'c [(u64, u64)],
+}
+
+impl Content<'_, '_> {
+    /// How many bytes follow that are alike, and whether the stream has them.
+    fn run(&mut self) -> (u64, bool) {
+        while let Some((offset, length)) = self.parts.first() {
+            if self.position < *offset {
+                return (offset - self.position, false);
+            }
+            let left = offset + length - self.position;
+            if left > 0 {
+                return (left, true);
+            }
+            self.parts = &self.parts[1..];
+        }
+        (self.size - self.position, false)
+    }
 }
 
 impl Read for Content<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.remaining == 0 || buffer.is_empty() {
+        let (run, stored) = self.run();
+        let wanted = buffer.len().min(usize::try_from(run).unwrap_or(usize::MAX));
+        if wanted == 0 {
             return Ok(0);
         }
+        let buffer = &mut buffer[..wanted];
+        if !stored {
+            buffer.fill(0);
+            self.position += wanted as u64;
+            return Ok(wanted);
+        }
         let path = self.path;
-        let wanted = usize::try_from(self.remaining).unwrap_or(usize::MAX);
         let mut step = |input: &mut Input<'_>| {
             let available = input.fill()?;
-            let count = available.len().min(buffer.len()).min(wanted);
+            let count = available.len().min(wanted);
             if count == 0 {
                 return Err(input.truncated(&format!("within \"{}\"", printable(path))));
             }
@@ -123,7 +150,7 @@ impl Read for Content<'_, '_> {
         };
         match step(self.input) {
             Ok(count) => {
-                self.remaining -= count as u64;
+                self.position += count as u64;
                 Ok(count)
             }
             Err(failure) => {
@@ -375,14 +402,16 @@ impl Framing<'_> {
         Ok(kind)
     }
 
-    fn check_sizes(&self, name: &[u8], stored: u64, size: u64) -> Result<(), LayerError> {
-        if size > self.limits.file_size {
+    fn check_sizes(&mut self, name: &[u8], stored: u64, size: u64) -> Result<(), LayerError> {
+        let left = self.limits.content_bytes - self.report.content_bytes;
+        if size > left {
             return Err(LayerError::Limit(format!(
-                "\"{}\" has {size} bytes; {} are allowed in one file",
+                "with the {size} bytes of \"{}\" its files have more than the {} bytes there is room for",
                 printable(name),
-                self.limits.file_size
+                self.limits.content_bytes
             )));
         }
+        self.report.content_bytes += size;
         // known from the header already: no need to write what cannot fit
         if stored > self.input.limit.saturating_sub(self.input.offset) {
             return Err(too_many_bytes(self.input.limit));
@@ -456,13 +485,20 @@ impl Framing<'_> {
             result.map_err(|source| sink_failure(&path, source))?;
             return self.opaque_data(stored);
         };
+        let size = match entry.kind {
+            EntryKind::File { size } => size,
+            _ => stored,
+        };
+        let whole = [(0, size)];
         let mut content = Content {
             input: &mut self.input,
-            remaining: stored,
             path: &path,
+            size,
+            position: 0,
+            parts: parts.as_deref().unwrap_or(&whole),
         };
         let result = self.sink.entry(entry, parts.as_deref(), &mut content);
-        let unread = content.remaining;
+        let unread = size - content.position;
         if let Some(failure) = self.input.failure.take() {
             return Err(failure);
         }

@@ -32,6 +32,7 @@ mod header;
 mod member_path;
 mod pax;
 mod pipeline;
+pub(crate) mod scan;
 mod seen_paths;
 mod sparse;
 
@@ -102,9 +103,9 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 pub trait LayerSink {
     /// Bytes of the tar stream that are not file content (headers, padding, end).
     fn raw(&mut self, bytes: &[u8]) -> Result<(), SinkError>;
-    /// One entry. For a file, `content` gives the bytes the stream holds: all `size` of them, or
-    /// with `sparse_map` (offset and length, ascending, not empty) only these parts. What is not
-    /// read is lost. For other kinds `content` is empty.
+    /// One entry. For a file, `content` gives its `size` bytes, all of which must be read. With
+    /// `sparse_map` (offset and length, ascending, none empty) the stream holds only these parts;
+    /// the rest are holes, given as zeros. For other kinds `content` is empty.
     fn entry(
         &mut self,
         entry: LayerEntry,
@@ -123,18 +124,19 @@ pub struct Limits {
     pub entries: u64,
     /// Bytes of one PAX header, GNU long name or sparse map.
     pub header_bytes: u64,
-    /// Apparent size of one file (a sparse file costs nothing to declare).
-    pub file_size: u64,
+    /// Bytes of all files, holes included: a sparse file costs nothing to declare, but everybody
+    /// who copies it pays for its holes. Set by the engine like `tar_bytes`.
+    pub content_bytes: u64,
 }
 
 impl Default for Limits {
-    /// 1 TiB of tar, 2 million entries, 1 MiB headers, files of 16 TiB (what ext4 can hold).
+    /// 1 TiB of tar and of content, a million entries, 1 MiB headers.
     fn default() -> Self {
         Self {
             tar_bytes: 1 << 40,
-            entries: 2_000_000,
+            entries: 1 << 20,
             header_bytes: 1 << 20,
-            file_size: 16 << 40,
+            content_bytes: 1 << 40,
         }
     }
 }
@@ -172,6 +174,8 @@ pub struct TarReport {
     pub tar_bytes: u64,
     /// Entries given to the sink.
     pub entries: u64,
+    /// Bytes of their files, holes included.
+    pub content_bytes: u64,
     /// Device nodes among them.
     pub devices: u64,
     /// Extended attributes left out because they steer overlay file systems.

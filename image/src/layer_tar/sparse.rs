@@ -47,7 +47,7 @@ pub(super) fn pax_0(numbers: &[u64], count: Option<u64>) -> Result<Parts, String
         .chunks_exact(2)
         .map(|pair| (pair[0], pair[1]))
         .collect();
-    if numbers.len() % 2 != 0 || count.is_some_and(|count| count != parts.len() as u64) {
+    if !numbers.len().is_multiple_of(2) || count.is_some_and(|count| count != parts.len() as u64) {
         return Err("the sparse map does not have as many parts as it says".to_owned());
     }
     Ok(parts)

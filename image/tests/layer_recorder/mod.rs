@@ -4,8 +4,7 @@
 use std::io::Read;
 
 use selkie_image::layer_tar::{
-    EntryKind, Expected, LayerEntry, LayerError, LayerReport, LayerSink, Limits, SinkError,
-    read_layer,
+    Expected, LayerEntry, LayerError, LayerReport, LayerSink, Limits, SinkError, read_layer,
 };
 
 #[derive(Default)]
@@ -25,23 +24,6 @@ impl Recorded {
     pub fn path(&self) -> &str {
         std::str::from_utf8(&self.meta.path).unwrap()
     }
-    /// The file's content with its holes.
-    pub fn expanded(&self) -> Vec<u8> {
-        let EntryKind::File { size } = self.meta.kind else {
-            panic!("not a file");
-        };
-        let Some(map) = &self.sparse_map else {
-            return self.content.clone();
-        };
-        let mut whole = vec![0; size as usize];
-        let mut rest = &self.content[..];
-        for (offset, length) in map {
-            let (part, tail) = rest.split_at(*length as usize);
-            whole[*offset as usize..][..part.len()].copy_from_slice(part);
-            rest = tail;
-        }
-        whole
-    }
 }
 
 impl LayerSink for Recorder {
@@ -57,7 +39,15 @@ impl LayerSink for Recorder {
     ) -> Result<(), SinkError> {
         let mut bytes = Vec::new();
         content.read_to_end(&mut bytes)?;
-        self.rebuilt.extend_from_slice(&bytes);
+        match sparse_map {
+            None => self.rebuilt.extend_from_slice(&bytes),
+            Some(map) => {
+                for (offset, length) in map {
+                    let part = &bytes[*offset as usize..][..*length as usize];
+                    self.rebuilt.extend_from_slice(part);
+                }
+            }
+        }
         self.entries.push(Recorded {
             meta,
             sparse_map: sparse_map.map(<[_]>::to_vec),
