@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::ground::Ground;
-use crate::login::{Login, Running, eventually};
+use crate::login::{Login, Running, eventually, expect_eq};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -125,7 +125,7 @@ fn mixed_commands(ground: &'static Ground) -> Result<()> {
     eventually("only the 30 kept containers are left", || {
         Ok(login.ok(&["ps", "--all", "--quiet"])?.lines().count() == 30)
     })?;
-    ensure!(login.ok(&["volume", "ls", "--quiet"])?.lines().count() == 15);
+    expect_eq(login.ok(&["volume", "ls", "--quiet"])?.lines().count(), 15)?;
     login.ok(&["rm", "--all"])?;
     login.selkie(&["system", "check"]).run()?.code(0)?;
     Ok(())
@@ -144,7 +144,7 @@ fn loads_of_one_image_at_once(ground: &'static Ground) -> Result<()> {
     for running in running {
         running.wait()?.ok()?;
     }
-    ensure!(login.ok(&["images", "--quiet"])?.lines().count() == 1);
+    expect_eq(login.ok(&["images", "--quiet"])?.lines().count(), 1)?;
     ensure!(login.ok(&["run", "--rm", "rich"])?.contains("hello"));
     login.selkie(&["system", "check"]).run()?.code(0)?;
     Ok(())

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::ground::Ground;
-use crate::login::expect_contains;
+use crate::login::{expect_contains, expect_eq};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -115,8 +115,14 @@ fn ps_filters(ground: &'static Ground) -> Result<()> {
         (&["label=kind=otter"][..], "gamma"),
         (&["name=a$"][..], "alpha beta gamma"),
         (&["name=^al"][..], "alpha"),
-        (&["ancestor=busybox"][..], "alpha beta gamma"),
-        (&["ancestor=busybox", "status=running"][..], "alpha"),
+        (
+            &["ancestor=localhost/busybox:latest"][..],
+            "alpha beta gamma",
+        ),
+        (
+            &["ancestor=localhost/busybox:latest", "status=running"][..],
+            "alpha",
+        ),
     ] {
         let found = names(filters)?;
         ensure!(
@@ -124,9 +130,15 @@ fn ps_filters(ground: &'static Ground) -> Result<()> {
             "{filters:?}: {found:?}, expected {expected:?}"
         );
     }
-    ensure!(login.ok(&["ps", "--format", "{{.Names}}"])? == "alpha");
-    ensure!(login.ok(&["ps", "--latest", "--format", "{{.Names}}"])? == "gamma");
-    ensure!(login.ok(&["ps", "--last", "2", "--format", "{{.Names}}"])? == "gamma\nbeta");
+    expect_eq(login.ok(&["ps", "--format", "{{.Names}}"])?, "alpha")?;
+    expect_eq(
+        login.ok(&["ps", "--latest", "--format", "{{.Names}}"])?,
+        "gamma",
+    )?;
+    expect_eq(
+        login.ok(&["ps", "--last", "2", "--format", "{{.Names}}"])?,
+        "gamma\nbeta",
+    )?;
     login.refused(125, &["ps", "--filter", "nonsense=1"])?;
     login.refused(125, &["ps", "--filter", "status=nonsense"])?;
     Ok(())
@@ -147,18 +159,25 @@ fn ps_templates(ground: &'static Ground) -> Result<()> {
             template,
         ])
     };
-    ensure!(ps("{{.ID}} {{.Names}}")? == format!("{} {name}", container.id));
-    ensure!(
-        ps("{{.Image}}|{{.Command}}|{{.State}}")? == "localhost/busybox:latest|sleep 10000|running"
-    );
+    expect_eq(
+        ps("{{.ID}} {{.Names}}")?,
+        format!("{} {name}", container.id),
+    )?;
+    expect_eq(
+        ps("{{.Image}}|{{.Command}}|{{.State}}")?,
+        "localhost/busybox:latest|sleep 10000|running",
+    )?;
     ensure!(ps("{{.Labels.a}}")? == "b" || ps("{{.Label \"a\"}}")? == "b");
     ensure!(
         ps("{{json .Names}}")? == format!("[\"{name}\"]")
             || ps("{{json .Names}}")? == format!("\"{name}\"")
     );
-    ensure!(ps("{{if eq .State \"running\"}}yes{{else}}no{{end}}")? == "yes");
+    expect_eq(
+        ps("{{if eq .State \"running\"}}yes{{else}}no{{end}}")?,
+        "yes",
+    )?;
     ensure!(ps("{{.State | upper}}")? == "RUNNING" || ps("{{upper .State}}")? == "RUNNING");
-    ensure!(ps("{{printf \"%-10s|\" .State}}")? == "running   |");
+    expect_eq(ps("{{printf \"%-10s|\" .State}}")?, "running   |")?;
     let table = ps("table {{.Names}}\t{{.State}}")?;
     let lines: Vec<Vec<&str>> = table
         .lines()
@@ -168,13 +187,16 @@ fn ps_templates(ground: &'static Ground) -> Result<()> {
         lines == [vec!["NAMES", "STATE"], vec![&name, "running"]],
         "{table}"
     );
-    ensure!(ps("{{.Pid}}")? == container.pid()?.to_string());
+    expect_eq(ps("{{.Pid}}")?, container.pid()?.to_string())?;
     Ok(())
 }
 
 fn ps_json(ground: &'static Ground) -> Result<()> {
     let login = ground.fresh_login_with_busybox()?;
-    ensure!(login.json(&["ps", "--format", "json"])? == serde_json::json!([]));
+    expect_eq(
+        login.json(&["ps", "--format", "json"])?,
+        serde_json::json!([]),
+    )?;
     let container = login.sleeper(&["--name", "one", "--label", "a=b"])?;
     let list = login.json(&["ps", "--format", "json"])?;
     let facts = &list[0];
@@ -226,7 +248,7 @@ fn images_table_and_json(ground: &'static Ground) -> Result<()> {
         })
         .with_context(|| format!("no busybox in {list}"))?;
     ensure!(facts["Id"].as_str().map(str::len) == Some(64), "{facts}");
-    for field in ["Size", "Created", "Digest", "RepoTags"] {
+    for field in ["Size", "Created", "Digest", "RepoDigests"] {
         ensure!(!facts[field].is_null(), "{field} is missing: {facts}");
     }
     let id = login.ok(&["images", "--quiet", "--no-trunc", "busybox"])?;
@@ -257,7 +279,7 @@ fn inspect_has_podmans_fields(ground: &'static Ground) -> Result<()> {
         "NET_RAW",
     ])?;
     let list = login.json(&["inspect", &name])?;
-    ensure!(list.as_array().map(Vec::len) == Some(1));
+    expect_eq(list.as_array().map(Vec::len), Some(1))?;
     let facts = &list[0];
     ensure!(
         facts["Id"] == *container.id && facts["Name"] == *name,
@@ -368,8 +390,14 @@ fn version_and_info(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     let version = env!("CARGO_PKG_VERSION");
     expect_contains(login.ok(&["--version"])?, version)?;
-    ensure!(login.ok(&["version", "--format", "{{.Client.Version}}"])? == version);
-    ensure!(login.json(&["version", "--format", "json"])?["Client"]["Version"] == version);
+    expect_eq(
+        login.ok(&["version", "--format", "{{.Client.Version}}"])?,
+        version,
+    )?;
+    expect_eq(
+        login.json(&["version", "--format", "json"])?["Client"]["Version"].as_str(),
+        Some(version),
+    )?;
     let info = login.json(&["info", "--format", "json"])?;
     ensure!(
         info["host"]["security"]["rootless"] == true,

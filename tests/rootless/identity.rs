@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::ground::Ground;
-use crate::login::{Container, expect_contains};
+use crate::login::{Container, expect_contains, expect_eq};
 use crate::processes::{self, Extent};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
@@ -229,7 +229,10 @@ fn created_slices_are_taken_back(ground: &'static Ground) -> Result<()> {
         "sleep 1000",
     ])?;
     login.ok(&["start", &probe])?;
-    ensure!(login.ok(&["exec", &probe, "stat", "-c", "%u", "/owned/33"])? == "33");
+    expect_eq(
+        login.ok(&["exec", &probe, "stat", "-c", "%u", "/owned/33"])?,
+        "33",
+    )?;
     login.ok(&["rm", "--force", "--time", "0", "--all"])?;
     Ok(())
 }
@@ -319,7 +322,7 @@ fn unshare_is_root_of_the_login(ground: &'static Ground) -> Result<()> {
         .stdin("through\n")
         .run()?
         .ok()?;
-    ensure!(echoed == "through");
+    expect_eq(echoed, "through")?;
     login.refused(127, &["unshare", "no-such-command"])?;
     Ok(())
 }

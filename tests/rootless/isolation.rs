@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 
 use crate::ground::Ground;
-use crate::login::{Container, Login, eventually, expect_contains};
+use crate::login::{Container, Login, eventually, expect_contains, expect_eq};
 use crate::processes;
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
@@ -189,7 +189,7 @@ fn cannot_attack_another_container(ground: &'static Ground) -> Result<()> {
         let attempts = login.ok(&all)?;
         ensure_all_denied(&without_harmless(&attempts), 22)?;
         ensure!(processes::is_alive(pid), "the victim did not survive");
-        ensure!(container.inspect("{{.State.Status}}")? == "running");
+        expect_eq(container.inspect("{{.State.Status}}")?, "running")?;
     }
     Ok(())
 }
@@ -290,7 +290,7 @@ fn a_path_to_anothers_files_is_useless(ground: &'static Ground) -> Result<()> {
         ])?;
         ensure_all_denied(&attempts, 6).with_context(|| path.clone())?;
     }
-    ensure!(container.exec(&["cat", "/secret"])? == "treasure");
+    expect_eq(container.exec(&["cat", "/secret"])?, "treasure")?;
     Ok(())
 }
 
@@ -305,7 +305,7 @@ fn a_path_through_proc_is_useless(ground: &'static Ground) -> Result<()> {
         all.extend_from_slice(&["busybox", "probe", "open", &path]);
         ensure_all_denied(&login.ok(&all)?, 6)?;
     }
-    ensure!(container.exec(&["cat", "/open"])? == "open-to-all");
+    expect_eq(container.exec(&["cat", "/open"])?, "open-to-all")?;
     Ok(())
 }
 
@@ -435,7 +435,10 @@ fn sensitive_paths_are_masked(ground: &'static Ground) -> Result<()> {
             .with_context(|| format!("{path} is not a mount of its own"))?;
         expect_contains(line, " ro,")?;
     }
-    ensure!(container.exec(&["sh", "-c", "cat /proc/keys | wc -c"])? == "0");
+    expect_eq(
+        container.exec(&["sh", "-c", "cat /proc/keys | wc -c"])?,
+        "0",
+    )?;
     let denied = container.try_exec(&["sh", "-c", "echo 1 >/proc/sys/kernel/core_uses_pid"])?;
     ensure!(denied.code != 0, "/proc/sys is writable");
     let unmasked = login.ok(&[

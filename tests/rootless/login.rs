@@ -510,6 +510,15 @@ pub fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result
     Ok(())
 }
 
+/// Both must be the same; the error shows them.
+pub fn expect_eq<T: PartialEq<U> + std::fmt::Debug, U: std::fmt::Debug>(
+    seen: T,
+    expected: U,
+) -> Result<()> {
+    ensure!(seen == expected, "got {seen:?}, expected {expected:?}");
+    Ok(())
+}
+
 /// `text` must contain `part`.
 pub fn expect_contains(text: impl Deref<Target = str>, part: &str) -> Result<()> {
     ensure!(text.contains(part), "{part:?} is not in {:?}", &*text);

@@ -5,7 +5,7 @@ use libtest_mimic::Trial;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use crate::ground::Ground;
-use crate::login::{Login, expect_contains};
+use crate::login::{Login, expect_contains, expect_eq};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -363,15 +363,16 @@ fn commands_that_cannot_run(ground: &'static Ground) -> Result<()> {
     login.ok(&["create", "--name", &name, "busybox", "no-such-command"])?;
     let finished = login.selkie(&["start", &name]).run()?;
     ensure!([125, 127].contains(&finished.code), "{finished:?}");
-    ensure!(
+    expect_eq(
         login.ok(&[
             "container",
             "inspect",
             "--format",
             "{{.State.ExitCode}}",
-            &name
-        ])? == "127"
-    );
+            &name,
+        ])?,
+        "127",
+    )?;
     login.ok(&["rm", &name])?;
     // And a detached run says it at once.
     login.refused(
@@ -507,7 +508,7 @@ fn full_disk(ground: &'static Ground) -> Result<()> {
     );
     // Removing must work on a full disk.
     login.ok(&["rm", "--force", "filler"])?;
-    ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     login.ok(&["system", "prune", "--force"])?;
     login.selkie(&["system", "check"]).run()?.code(0)?;
     login.end();
@@ -573,7 +574,7 @@ fn store_of_a_newer_version(ground: &'static Ground) -> Result<()> {
         "the version file was overwritten"
     );
     std::fs::write(version, before)?;
-    ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     Ok(())
 }
 
@@ -618,42 +619,45 @@ fn odd_environment(ground: &'static Ground) -> Result<()> {
     let login = ground.fresh_login_with_busybox()?;
     let echo = ["run", "--rm", "busybox", "echo", "x"];
     // Without a session: as under su, cron, ssh and Slurm.
-    ensure!(
+    expect_eq(
         login
             .selkie(&echo)
             .env_remove("XDG_RUNTIME_DIR")
             .run()?
-            .ok()?
-            == "x"
-    );
-    ensure!(
+            .ok()?,
+        "x",
+    )?;
+    expect_eq(
         login
             .selkie(&echo)
             .env("XDG_RUNTIME_DIR", "/no/such/directory")
             .run()?
-            .ok()?
-            == "x"
-    );
+            .ok()?,
+        "x",
+    )?;
     // One that is another's must not be used.
-    ensure!(
+    expect_eq(
         login
             .selkie(&echo)
             .env("XDG_RUNTIME_DIR", "/root")
             .run()?
-            .ok()?
-            == "x"
-    );
-    ensure!(login.selkie(&echo).env("XDG_RUNTIME_DIR", "").run()?.ok()? == "x");
-    ensure!(login.selkie(&echo).env_remove("PATH").run()?.ok()? == "x");
-    ensure!(
+            .ok()?,
+        "x",
+    )?;
+    expect_eq(
+        login.selkie(&echo).env("XDG_RUNTIME_DIR", "").run()?.ok()?,
+        "x",
+    )?;
+    expect_eq(login.selkie(&echo).env_remove("PATH").run()?.ok()?, "x")?;
+    expect_eq(
         login
             .selkie(&echo)
             .env("TERM", "nonsense")
             .env("LANG", "nonsense")
             .run()?
-            .ok()?
-            == "x"
-    );
+            .ok()?,
+        "x",
+    )?;
     // HOME unset: the password file's, or a refusal that says so.
     let finished = login.selkie(&["ps"]).env_remove("HOME").run()?;
     if finished.code != 0 {

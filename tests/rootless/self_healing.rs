@@ -5,7 +5,7 @@ use libtest_mimic::Trial;
 use rustix::process::Signal;
 
 use crate::ground::Ground;
-use crate::login::{Login, eventually};
+use crate::login::{Login, eventually, expect_eq};
 use crate::processes;
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
@@ -54,7 +54,7 @@ fn pause_killed_while_idle(ground: &'static Ground) -> Result<()> {
     for _ in 0..3 {
         let pause = pause_of(&login)?;
         kill_and_wait(pause)?;
-        ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+        expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
         ensure!(pause_of(&login)? != pause);
     }
     Ok(())
@@ -79,8 +79,8 @@ fn containers_survive_the_pause_process(ground: &'static Ground) -> Result<()> {
     eventually("the log goes on", || {
         Ok(container.logs()?.lines().count() > lines)
     })?;
-    ensure!(container.pid()? == pid);
-    ensure!(container.exec(&["stat", "-c", "%u", "/file"])? == "33");
+    expect_eq(container.pid()?, pid)?;
+    expect_eq(container.exec(&["stat", "-c", "%u", "/file"])?, "33")?;
     // A second one, started now, has IDs of its own and the two do not meet.
     let second = login.sleeper(&[])?;
     let (first_map, second_map) = (
@@ -101,7 +101,7 @@ fn containers_survive_the_pause_process(ground: &'static Ground) -> Result<()> {
         "the exit code was lost"
     );
     login.ok(&["start", &container.id])?;
-    ensure!(container.exec(&["cat", "/file"])? == "kept");
+    expect_eq(container.exec(&["cat", "/file"])?, "kept")?;
     Ok(())
 }
 
@@ -118,7 +118,7 @@ fn runtime_directory_deleted(ground: &'static Ground) -> Result<()> {
             std::fs::remove_file(&path)?;
         }
     }
-    ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     ensure!(
         processes::is_alive(pid),
         "the container died with the runtime directory"
@@ -127,7 +127,7 @@ fn runtime_directory_deleted(ground: &'static Ground) -> Result<()> {
         container.pid()? == pid,
         "it is not known any more that it runs"
     );
-    ensure!(container.exec(&["echo", "x"])? == "x");
+    expect_eq(container.exec(&["echo", "x"])?, "x")?;
     login.ok(&["stop", &container.id])?;
     login.ok(&["rm", &container.id])?;
     Ok(())
@@ -195,7 +195,10 @@ fn everything_killed(ground: &'static Ground) -> Result<()> {
     ensure!(state == "false", "{state}");
     ensure!(login.ok(&["ps", "--quiet"])?.is_empty());
     login.ok(&["start", name])?;
-    ensure!(login.ok(&["exec", name, "stat", "-c", "%u:%g", "/file"])? == "33:42");
+    expect_eq(
+        login.ok(&["exec", name, "stat", "-c", "%u:%g", "/file"])?,
+        "33:42",
+    )?;
     login.ok(&["rm", "--force", "--time", "0", name])?;
     Ok(())
 }
@@ -238,7 +241,7 @@ fn check_lists_and_prune_removes(ground: &'static Ground) -> Result<()> {
         after < before + 500_000,
         "{before} bytes before, {after} after prune"
     );
-    ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     Ok(())
 }
 

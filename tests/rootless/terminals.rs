@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
 use rustix::pty::OpenptFlags;
-use rustix::termios::Winsize;
+use rustix::termios::{LocalModes, Winsize, tcgetattr};
 
 use crate::ground::Ground;
-use crate::login::{Login, Running, eventually, expect_contains};
+use crate::login::{Login, Running, eventually, expect_contains, expect_eq};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -110,6 +110,14 @@ impl Session {
         Ok(())
     }
 
+    /// Until the command has taken the terminal over, keys would be the terminal driver's.
+    fn wait_until_raw(&self) -> Result<()> {
+        let cooked = LocalModes::ICANON | LocalModes::ECHO;
+        eventually("the caller's terminal is raw", || {
+            Ok(!tcgetattr(&self.slave)?.local_modes.intersects(cooked))
+        })
+    }
+
     fn text(&self) -> String {
         let shown = self
             .shown
@@ -198,22 +206,16 @@ fn the_container_has_one(ground: &'static Ground) -> Result<()> {
 fn the_callers_is_raw_and_restored(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     let mut session = Session::start(login, &["run", "--rm", "-it", "busybox", "cat"])?;
-    let before = rustix::termios::LocalModes::ICANON | rustix::termios::LocalModes::ECHO;
-    eventually("the caller's terminal is raw", || {
-        Ok(!rustix::termios::tcgetattr(&session.slave)?
-            .local_modes
-            .intersects(before))
-    })?;
+    let before = LocalModes::ICANON | LocalModes::ECHO;
+    session.wait_until_raw()?;
     session.type_in("x\n")?;
     session.wait_for("x\r\nx\r\n")?;
     session.type_in("\x04")?;
     eventually("the caller's terminal is as it was", || {
-        Ok(rustix::termios::tcgetattr(&session.slave)?
-            .local_modes
-            .contains(before))
+        Ok(tcgetattr(&session.slave)?.local_modes.contains(before))
     })?;
     let (code, _) = session.end()?;
-    ensure!(code == 0);
+    expect_eq(code, 0)?;
     Ok(())
 }
 
@@ -300,34 +302,38 @@ fn detach_keys(ground: &'static Ground) -> Result<()> {
         &["run", "-it", "--name", &name, "busybox", "sh", "-c", script],
     )?;
     session.wait_for("ready")?;
-    // Ctrl-P alone is passed on once it is clear that Ctrl-Q does not follow.
-    session.type_in("\x10\x11")?;
+    session.wait_until_raw()?;
+    session.type_in("\x10")?;
+    session.type_in("\x11")?;
     let (code, text) = session.end()?;
     ensure!(code == 0, "{code}: {text}");
-    ensure!(
+    expect_eq(
         login.ok(&[
             "container",
             "inspect",
             "--format",
             "{{.State.Running}}",
-            &name
-        ])? == "true"
-    );
+            &name,
+        ])?,
+        "true",
+    )?;
     let mut session = Session::start(login, &["attach", "--detach-keys", "ctrl-x,y", &name])?;
+    session.wait_until_raw()?;
     session.type_in("again\r")?;
     session.wait_for("<again>")?;
     session.type_in("\x18y")?;
     let (code, text) = session.end()?;
     ensure!(code == 0, "{code}: {text}");
-    ensure!(
+    expect_eq(
         login.ok(&[
             "container",
             "inspect",
             "--format",
             "{{.State.Running}}",
-            &name
-        ])? == "true"
-    );
+            &name,
+        ])?,
+        "true",
+    )?;
     login.ok(&["rm", "--force", "--time", "0", &name])?;
     login.refused(125, &["attach", "--detach-keys", "nonsense-key", "x"])?;
     Ok(())
@@ -337,7 +343,8 @@ fn job_control_works_inside(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     let mut session = Session::start(login, &["run", "--rm", "-it", "busybox", "sh"])?;
     session.wait_for("/ # ")?;
-    session.type_in("sleep 1000\r")?;
+    session.type_in("sh -c 'echo st''arted; sleep 1000'\r")?;
+    session.wait_for("started")?;
     session.type_in("\x1a")?;
     session.wait_for("Stopped")?;
     session.type_in("jobs; kill %1; fg; echo do''ne; exit\r")?;
@@ -381,15 +388,16 @@ fn hangup_of_the_caller(ground: &'static Ground) -> Result<()> {
     // The command dies without a word; the container goes on under its monitor.
     session.running.signal(Signal::KILL);
     session.end()?;
-    ensure!(
+    expect_eq(
         login.ok(&[
             "container",
             "inspect",
             "--format",
             "{{.State.Running}}",
-            &name
-        ])? == "true"
-    );
+            &name,
+        ])?,
+        "true",
+    )?;
     login.ok(&["rm", "--force", "--time", "0", &name])?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use crate::ground::Ground;
-use crate::login::{Login, expect_contains};
+use crate::login::{Login, expect_contains, expect_eq};
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -110,7 +110,7 @@ fn load_from_stdin(ground: &'static Ground) -> Result<()> {
         let bytes = std::fs::read(ground.image(archive)?)?;
         let said = login.selkie(&["load"]).stdin(bytes).run()?.ok()?;
         expect_contains(said, "Loaded image: localhost/busybox:latest")?;
-        ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+        expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     }
     Ok(())
 }
@@ -229,7 +229,7 @@ fn save_and_load_again(ground: &'static Ground) -> Result<()> {
     let piped = login.selkie(&["save", "busybox"]).run()?.code(0)?;
     let fresh = ground.fresh_login()?;
     fresh.selkie(&["load"]).stdin(piped.stdout).run()?.ok()?;
-    ensure!(fresh.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(fresh.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     Ok(())
 }
 
@@ -295,7 +295,7 @@ fn several_images_in_one_archive(ground: &'static Ground) -> Result<()> {
         for name in ["localhost/busybox:latest", "localhost/rich:latest"] {
             expect_contains(said.as_str(), name)?;
         }
-        ensure!(fresh.ok(&["images", "--quiet"])?.lines().count() == 2);
+        expect_eq(fresh.ok(&["images", "--quiet"])?.lines().count(), 2)?;
     }
     Ok(())
 }
@@ -326,7 +326,7 @@ fn import_a_plain_tarball(ground: &'static Ground) -> Result<()> {
             &name,
         ])?;
         ensure!(id.trim_start_matches("sha256:").len() == 64, "{id}");
-        ensure!(login.ok(&["run", "--rm", &name])? == "0");
+        expect_eq(login.ok(&["run", "--rm", &name])?, "0")?;
         let seen = login.ok(&[
             "run",
             "--rm",
@@ -345,7 +345,10 @@ fn import_a_plain_tarball(ground: &'static Ground) -> Result<()> {
         .stdin(bytes)
         .run()?
         .ok()?;
-    ensure!(login.ok(&["run", "--rm", "from-stdin", "/bin/busybox", "echo", "x"])? == "x");
+    expect_eq(
+        login.ok(&["run", "--rm", "from-stdin", "/bin/busybox", "echo", "x"])?,
+        "x",
+    )?;
     login.refused(125, &["import", "/no/such/file", "name"])?;
     login.refused(125, &["import", "/etc/passwd", "name"])?;
     Ok(())
@@ -387,7 +390,7 @@ fn damaged_archives_change_nothing(ground: &'static Ground) -> Result<()> {
         login.ok(&["system", "check"])?,
     );
     ensure!(before == after, "before {before:?}\nafter {after:?}");
-    ensure!(login.ok(&["run", "--rm", "busybox", "echo", "x"])? == "x");
+    expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     Ok(())
 }
 
