@@ -221,7 +221,7 @@ impl<'e> Monitor<'e> {
             &launch.maps,
         )?;
         let spec = spec::build(&engine.config, &launch.config, &host, &launch.maps, &etc)?;
-        let presenter = selkie_storage::presenter::choose(&engine.store)?;
+        let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
 
         let mut provide_root = |user_namespace: BorrowedFd<'_>| {

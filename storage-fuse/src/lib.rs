@@ -18,11 +18,17 @@ mod index_writer;
 pub mod layer;
 mod layer_record;
 mod layer_worker;
+mod metadata_tree;
 pub mod object;
+mod overlay;
 pub mod presenter;
+mod probe;
 mod remove_tree;
+mod reown;
 pub mod store;
+mod tmpfs_metacopy;
 mod tree_name;
+mod tree_walk;
 
 pub use garbage::Garbage;
 pub use remove_tree::remove_tree;

@@ -1,16 +1,22 @@
 //! Presenters turn an image index into a root file system for one container.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use rustix::mount::{OpenTreeFlags, open_tree};
+use selkie_sys::errno::Attempt;
+use selkie_sys::mount::{MountAttributes, set_attributes};
 use selkie_userns::IdMaps;
 
 use crate::container_layer::ContainerLayer;
+pub use crate::probe::{Feature, probe};
 use crate::store::{Store, StoreError};
+use crate::tmpfs_metacopy::TmpfsMetacopy;
 
 /// One root file system to make.
 #[derive(Debug)]
 pub struct RootRequest<'a> {
-    /// Which image (chain ID); `None` for an empty image.
+    /// Which image (chain ID).
     pub chain_id: &'a str,
     /// The container's writable layer.
     pub layer: &'a ContainerLayer,
@@ -25,6 +31,9 @@ pub struct RootRequest<'a> {
 }
 
 /// One way of presenting images; chosen by trying what the kernel can do.
+///
+/// All calls are made by root of the pause namespace, in its mount namespace, on a store that was
+/// opened there.
 pub trait Presenter {
     /// Name shown by `info`, e.g. `tmpfs-metacopy`.
     fn name(&self) -> &'static str;
@@ -36,23 +45,35 @@ pub trait Presenter {
     fn forget(&self, store: &Store, chain_id: &str) -> Result<(), StoreError>;
 }
 
-/// One kernel or file system feature and whether it worked when tried.
-#[derive(Debug, Clone)]
-pub struct Feature {
-    /// E.g. `idmapped mounts of tmpfs`.
-    pub name: &'static str,
-    /// `Err` says what the kernel answered.
-    pub result: Result<(), String>,
+/// The presenter to use here, or the `forced` one (for tests). Does not probe: when one of its
+/// calls fails, the error says which feature is missing.
+pub fn choose(forced: Option<&str>) -> Result<Box<dyn Presenter>, StoreError> {
+    match forced {
+        None | Some(TmpfsMetacopy::NAME) => Ok(Box::new(TmpfsMetacopy)),
+        Some(other) => Err(StoreError::Unsupported(format!(
+            "there is no presenter `{other}`; this Selkie has: {}",
+            TmpfsMetacopy::NAME
+        ))),
+    }
 }
 
-/// Tries every feature presenters need (for `info`; not on the hot path).
-pub fn probe(store: &Store) -> Vec<Feature> {
-    let _ = store;
-    todo!()
-}
-
-/// The presenter to use here. Does not probe: failures of its calls are explained by probing then.
-pub fn choose(store: &Store) -> Result<Box<dyn Presenter>, StoreError> {
-    let _ = store;
-    todo!()
+/// A detached, private mount of a directory of the host, with everything mounted below it, to be
+/// used as a root file system as it is. Owners cannot be translated, so this is only for containers
+/// whose IDs are the pause namespace's.
+pub fn bind_root(path: &Path) -> Result<OwnedFd, StoreError> {
+    // Recursive, because the kernel does not let a user namespace uncover what is mounted over.
+    let mount = open_tree(
+        rustix::fs::CWD,
+        path,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE,
+    )
+    .attempt(|| format!("clone the mount at {}", path.display()))?;
+    let private = MountAttributes {
+        propagation: rustix::mount::MountPropagationFlags::PRIVATE.bits().into(),
+        ..Default::default()
+    };
+    set_attributes(mount.as_fd(), private, true)?;
+    Ok(mount)
 }
