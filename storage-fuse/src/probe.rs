@@ -11,6 +11,7 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount,
     fsopen,
 };
+use rustix::process::DumpableBehavior;
 use selkie_sys::clone::{CloneNamespaces, Side, clone3, exit_now};
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
@@ -79,17 +80,24 @@ fn idmapped_tmpfs() -> Result<(), StoreError> {
 
 /// A user namespace in which 0 is the caller's 0.
 fn scratch_user_namespace() -> SysResult<OwnedFd> {
-    let (reader, writer) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).attempt(|| "make a pipe")?;
+    let pipe =
+        || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).attempt(|| "make a pipe");
+    let (ready, tell_ready) = pipe()?;
+    let (end, keep_alive) = pipe()?;
     let pid = match clone3(CloneNamespaces::USER, None)? {
         Side::Child => {
-            // Until the parent closes its end.
-            drop(writer);
-            let _ = rustix::io::read(&reader, &mut [0u8; 1]);
+            drop(keep_alive);
+            // Whoever has joined a namespace is not dumpable, and neither are its children: their
+            // files in /proc would belong to the host's root.
+            let _ = rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable);
+            let _ = rustix::io::write(&tell_ready, b"r");
+            let _ = rustix::io::read(&end, &mut [0u8; 1]);
             exit_now(0)
         }
         Side::Parent { pid, .. } => pid,
     };
+    drop(tell_ready);
+    let _ = rustix::io::read(&ready, &mut [0u8; 1]);
     let process = pid.as_raw_nonzero();
     let result = ["uid_map", "gid_map"]
         .into_iter()
@@ -102,7 +110,7 @@ fn scratch_user_namespace() -> SysResult<OwnedFd> {
             rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .attempt(|| format!("open {path}"))
         });
-    drop(writer);
+    drop(keep_alive);
     while let Err(Errno::INTR) =
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
     {}
