@@ -5,38 +5,26 @@
 //! *before* the transaction in which it relies on the lease, and whoever takes a lease back tries that
 //! lock *inside* its transaction: so a lease is never taken from a container that is being started.
 
-use std::collections::BTreeSet;
-
 use rusqlite::Transaction;
 use selkie_storage::image_index::ImageIds;
 use selkie_userns::pause::JoinedPause;
-use selkie_userns::slice::{Lease, SliceRequest, allocate};
-use selkie_userns::{IdExtent, IdMap, IdMaps};
+use selkie_userns::slice::{
+    Allocation, Lease, SliceRequest, allocate, custom_maps, host_maps, keep_id_maps, plan_slice,
+};
+use selkie_userns::{IdMap, IdMaps};
 
 use crate::container::ContainerConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::options::UsernsMode;
-
-/// IDs every slice has contiguously from 0: room for the system users that package scripts add.
-const SMALLEST_LOW_BLOCK: u32 = 256;
-
-/// Image IDs from here on become single IDs instead of widening the low block.
-const FIRST_STRAY: u32 = 1000;
-
-/// IDs every slice has beside the low block: the first regular user and `nobody`.
-const USUAL_STRAYS: [u32; 2] = [1000, 65534];
-
-/// More single IDs than this and the low block grows over the lowest of them: the kernel takes 340
-/// extents, and an ID map is searched for each ownership check.
-const MOST_STRAYS: usize = 256;
 
 /// What a container's ID maps must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// These, shared with whoever else has them; nobody holds them.
     Shared(IdMaps),
-    /// These, asked for by number; not while a slice holds some of them.
-    Explicit(IdMaps),
+    /// UID and GID triples asked for by number (container, pause namespace, count); not while a
+    /// slice holds some of them.
+    Custom(Vec<(u32, u32, u32)>, Vec<(u32, u32, u32)>),
     /// A slice of its own.
     Slice {
         /// User IDs wanted.
@@ -52,8 +40,7 @@ pub(crate) enum Plan {
 /// must be there too (those of its volumes and of its own upper layer).
 ///
 /// # Errors
-/// `InvalidInput`: maps that are none or leave the login's range, or a slice where the login has no
-/// subordinate IDs to cut it from.
+/// `InvalidInput`: a slice where the login has no subordinate IDs to cut it from.
 pub(crate) fn plan(
     config: &ContainerConfig,
     image: &ImageIds,
@@ -61,40 +48,36 @@ pub(crate) fn plan(
     pause: &JoinedPause,
     login: (u32, u32),
 ) -> Result<Plan> {
-    let mode = &config.options.userns;
-    if pause.single_id {
-        return plan_single_id(mode, pause, login);
-    }
-    let (size, keep) = match mode {
-        UsernsMode::AutoDefault | UsernsMode::Nomap => (None, None),
-        UsernsMode::Auto { size } => (*size, None),
+    let (size, keep) = match &config.options.userns {
+        UsernsMode::Host => return Ok(Plan::Shared(host_maps(&pause.host_maps))),
+        UsernsMode::Maps { uid, gid } => return Ok(Plan::Custom(uid.clone(), gid.clone())),
         UsernsMode::KeepId { uid, gid, size } => (
             *size,
             Some((uid.unwrap_or(login.0), gid.unwrap_or(login.1))),
         ),
-        UsernsMode::Host => return Ok(Plan::Shared(identity(&pause.host_maps)?)),
-        UsernsMode::Maps { uid, gid } => {
-            let maps = IdMaps {
-                uid: explicit_map(uid, &pause.host_maps.uid, "--uidmap")?,
-                gid: explicit_map(gid, &pause.host_maps.gid, "--gidmap")?,
-            };
-            return Ok(Plan::Explicit(maps));
-        }
+        UsernsMode::AutoDefault | UsernsMode::Nomap => (None, None),
+        UsernsMode::Auto { size } => (*size, None),
     };
+    if pause.single_id {
+        return plan_single_id(&config.options.userns, keep, pause);
+    }
     let (user, group) = numeric_user(&config.user);
-    let request = |ids: &BTreeSet<u32>, extra: Option<u32>, side: fn(&IdMaps) -> &IdMap| {
-        let mut wanted: BTreeSet<u32> = ids.iter().copied().chain(extra).collect();
-        let mut low_block = size.unwrap_or(SMALLEST_LOW_BLOCK);
-        for extent in also.iter().flat_map(|maps| side(maps).extents()) {
-            if extent.inside == 0 {
-                low_block = low_block.max(extent.count);
-            } else if extent.count == 1 {
-                wanted.insert(extent.inside);
-            } else {
-                low_block = low_block.max(extent.inside.saturating_add(extent.count));
-            }
-        }
-        slice_request(low_block, wanted)
+    let request = |ids: &std::collections::BTreeSet<u32>,
+                   extra: Option<u32>,
+                   side: fn(&IdMaps) -> &IdMap| {
+        let wanted: Vec<u32> = extra.into_iter().collect();
+        let request = plan_slice(ids.iter().copied(), &wanted, size);
+        also.iter()
+            .flat_map(|maps| side(maps).extents())
+            .fold(request, |mut request, extent| {
+                let end = extent.inside.saturating_add(extent.count);
+                if extent.inside <= request.low_block {
+                    request.low_block = request.low_block.max(end);
+                } else {
+                    request.strays.extend(extent.inside..end);
+                }
+                request
+            })
     };
     Ok(Plan::Slice {
         uid: request(&image.uids, user, |maps| &maps.uid),
@@ -103,40 +86,40 @@ pub(crate) fn plan(
     })
 }
 
-fn plan_single_id(mode: &UsernsMode, pause: &JoinedPause, login: (u32, u32)) -> Result<Plan> {
-    let refuse = |what: &str| {
+/// The numbers in `uid[:gid]`, where they are numbers.
+fn numeric_user(user: &str) -> (Option<u32>, Option<u32>) {
+    let (user, group) = user.split_once(':').unwrap_or((user, ""));
+    (user.parse().ok(), group.parse().ok())
+}
+
+/// One ID is all there is: the default mode makes do with it, what asks for more is refused.
+fn plan_single_id(
+    mode: &UsernsMode,
+    keep: Option<(u32, u32)>,
+    pause: &JoinedPause,
+) -> Result<Plan> {
+    let refused = match mode {
+        UsernsMode::AutoDefault => None,
+        UsernsMode::KeepId { size, .. } if size.is_none_or(|size| size <= 1) => None,
+        UsernsMode::KeepId { .. } => Some("--userns=keep-id with a size"),
+        UsernsMode::Auto { .. } => Some("--userns=auto"),
+        UsernsMode::Nomap => Some("--userns=nomap"),
+        UsernsMode::Host | UsernsMode::Maps { .. } => None,
+    };
+    if let Some(what) = refused {
         let error = Error::new(
             ErrorKind::InvalidInput,
             format!("{what} needs subordinate IDs, and this login has none"),
         );
-        match &pause.single_id_reason {
+        return Err(match &pause.single_id_reason {
             Some(reason) => error.with_hint(reason.clone()),
             None => error,
-        }
-    };
-    let (uid, gid) = match mode {
-        UsernsMode::AutoDefault | UsernsMode::Host => (0, 0),
-        UsernsMode::KeepId { uid, gid, size } => {
-            if size.is_some_and(|size| size > 1) {
-                return Err(refuse("--userns=keep-id with a size"));
-            }
-            (uid.unwrap_or(login.0), gid.unwrap_or(login.1))
-        }
-        UsernsMode::Auto { .. } => return Err(refuse("--userns=auto")),
-        UsernsMode::Nomap => return Err(refuse("--userns=nomap")),
-        UsernsMode::Maps { uid, gid } => {
-            return Ok(Plan::Explicit(IdMaps {
-                uid: explicit_map(uid, &pause.host_maps.uid, "--uidmap")?,
-                gid: explicit_map(gid, &pause.host_maps.gid, "--gidmap")?,
-            }));
-        }
-    };
+        });
+    }
+    let (uid, gid) = keep.unwrap_or((0, 0));
     let one = |inside| {
-        map(vec![IdExtent {
-            inside,
-            outside: 0,
-            count: 1,
-        }])
+        IdMap::single(inside, 0, 1)
+            .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
     };
     Ok(Plan::Shared(IdMaps {
         uid: one(uid)?,
@@ -171,57 +154,85 @@ pub(crate) struct Terms<'a> {
 /// Finds IDs for `plan` in a write transaction and takes back what it must.
 ///
 /// # Errors
-/// `Conflict` when there is no room or explicit maps clash with an active container's slice.
+/// `Conflict` when there is no room; `InvalidInput` for custom maps that are none, leave the login's
+/// range or clash with an active container's slice.
 pub(crate) fn acquire(
     transaction: &Transaction<'_>,
     plan: &Plan,
     terms: &Terms<'_>,
 ) -> Result<Acquired> {
-    let held = held_leases(transaction, terms.own)?;
-    let is_active = terms.is_active;
-    match plan {
-        Plan::Shared(maps) => Ok(Acquired {
-            maps: maps.clone(),
-            exclusive: false,
-        }),
-        Plan::Explicit(maps) => {
-            for holder in held.iter().filter(|holder| overlap(&holder.maps, maps)) {
-                if is_explicit(transaction, &holder.id)? {
-                    continue;
-                }
-                if is_active(&holder.id) {
-                    return Err(Error::new(
-                        ErrorKind::Conflict,
-                        format!(
-                            "the ID maps asked for overlap the slice of the running container {}",
-                            holder.name
-                        ),
-                    )
-                    .with_hint("choose other IDs, use --userns=auto, or stop that container"));
-                }
-                take_back(transaction, &holder.id)?;
-            }
-            Ok(Acquired {
+    let allocation = match plan {
+        Plan::Shared(maps) => {
+            return Ok(Acquired {
                 maps: maps.clone(),
-                exclusive: true,
-            })
+                exclusive: false,
+            });
         }
+        Plan::Custom(uid, gid) => acquire_custom(transaction, uid, gid, terms)?,
         Plan::Slice { uid, gid, keep } => {
-            let maps = match terms.preferred {
-                Some(maps)
-                    if suits(maps, uid, gid, *keep)
-                        && is_free(maps, &held, is_active, transaction)? =>
-                {
-                    maps.clone()
+            let held = held_leases(transaction, terms.own)?;
+            match terms.preferred {
+                Some(maps) if suits(maps, uid, gid, *keep) && !overlaps_any(maps, held.iter()) => {
+                    Allocation {
+                        maps: maps.clone(),
+                        reclaimed: Vec::new(),
+                    }
                 }
-                _ => allocate_slice(transaction, &held, uid, gid, *keep, terms)?,
-            };
-            Ok(Acquired {
-                maps,
-                exclusive: true,
-            })
+                _ => allocate_slice(&held, uid, gid, *keep, terms)?,
+            }
+        }
+    };
+    for holder in &allocation.reclaimed {
+        transaction
+            .prepare_cached("UPDATE container SET lease = NULL WHERE name = ?1")?
+            .execute([holder])?;
+    }
+    Ok(Acquired {
+        maps: allocation.maps,
+        exclusive: true,
+    })
+}
+
+/// Custom maps may be shared with others that were asked for by number.
+fn acquire_custom(
+    transaction: &Transaction<'_>,
+    uid: &[(u32, u32, u32)],
+    gid: &[(u32, u32, u32)],
+    terms: &Terms<'_>,
+) -> Result<Allocation> {
+    let mut leases = Vec::new();
+    for held in held_leases(transaction, terms.own)? {
+        if !is_custom(transaction, &held.id)? {
+            leases.push(held.lease(!(terms.is_active)(&held.id)));
         }
     }
+    custom_maps(&terms.pause.host_maps, &leases, uid, gid)
+        .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
+}
+
+fn allocate_slice(
+    held: &[Held],
+    uid: &SliceRequest,
+    gid: &SliceRequest,
+    keep: Option<(u32, u32)>,
+    terms: &Terms<'_>,
+) -> Result<Allocation> {
+    let pool = &terms.pause.host_maps;
+    let attempt = |leases: &[Lease]| match keep {
+        None => allocate(pool, leases, terms.avoid, uid, gid),
+        Some(keep) => keep_id_maps(pool, leases, terms.avoid, uid, gid, keep),
+    };
+    let leases: Vec<Lease> = held.iter().map(|held| held.lease(false)).collect();
+    attempt(&leases)
+        .or_else(|_| {
+            // Only now is it worth asking the kernel about each holder.
+            let leases: Vec<Lease> = held
+                .iter()
+                .map(|held| held.lease(!(terms.is_active)(&held.id)))
+                .collect();
+            attempt(&leases)
+        })
+        .map_err(|exhausted| Error::new(ErrorKind::Conflict, exhausted.to_string()))
 }
 
 struct Held {
@@ -230,9 +241,21 @@ struct Held {
     maps: IdMaps,
 }
 
+impl Held {
+    fn lease(&self, reclaimable: bool) -> Lease {
+        Lease {
+            holder: self.name.clone(),
+            maps: self.maps.clone(),
+            reclaimable,
+        }
+    }
+}
+
+/// All leases but the container's own, oldest first.
 fn held_leases(transaction: &Transaction<'_>, own: Option<&str>) -> Result<Vec<Held>> {
     let mut statement = transaction.prepare(
-        "SELECT id, name, lease FROM container WHERE lease IS NOT NULL AND id IS NOT ?1",
+        "SELECT id, name, lease FROM container \
+         WHERE lease IS NOT NULL AND id IS NOT ?1 ORDER BY created",
     )?;
     let rows = statement.query_map([own], |row| {
         Ok((row.get(0)?, row.get(1)?, row.get::<_, String>(2)?))
@@ -248,8 +271,7 @@ fn held_leases(transaction: &Transaction<'_>, own: Option<&str>) -> Result<Vec<H
     .collect()
 }
 
-/// True when the holder asked for its IDs by number, which others may do too.
-fn is_explicit(transaction: &Transaction<'_>, id: &str) -> Result<bool> {
+fn is_custom(transaction: &Transaction<'_>, id: &str) -> Result<bool> {
     let json: String =
         transaction.query_row("SELECT config FROM container WHERE id = ?1", [id], |row| {
             row.get(0)
@@ -273,209 +295,23 @@ pub(crate) fn maps_json(maps: &IdMaps) -> Result<String> {
     serde_json::to_string(maps).map_err(|error| Error::machine("write ID maps", error))
 }
 
-fn take_back(transaction: &Transaction<'_>, id: &str) -> Result<()> {
-    transaction
-        .prepare_cached("UPDATE container SET lease = NULL WHERE id = ?1")?
-        .execute([id])?;
-    Ok(())
-}
-
 /// True when `maps` serve the request as they are.
 fn suits(maps: &IdMaps, uid: &SliceRequest, gid: &SliceRequest, keep: Option<(u32, u32)>) -> bool {
     let covers = |map: &IdMap, request: &SliceRequest, keep: Option<u32>| {
         request
             .strays
             .iter()
-            .all(|stray| map.to_outside(*stray).is_some())
-            && (0..request.low_block).all(|inside| map.to_outside(inside).is_some())
+            .copied()
+            .chain(0..request.low_block)
+            .all(|inside| map.to_outside(inside).is_some())
             && keep == map.to_inside(0)
     };
     covers(&maps.uid, uid, keep.map(|keep| keep.0))
         && covers(&maps.gid, gid, keep.map(|keep| keep.1))
 }
 
-/// True when nobody active holds any of `maps`; takes them back from those who are not.
-fn is_free(
-    maps: &IdMaps,
-    held: &[Held],
-    is_active: &dyn Fn(&str) -> bool,
-    transaction: &Transaction<'_>,
-) -> Result<bool> {
-    let in_the_way: Vec<&Held> = held
-        .iter()
-        .filter(|holder| overlap(&holder.maps, maps))
-        .collect();
-    if in_the_way.iter().any(|holder| is_active(&holder.id)) {
-        return Ok(false);
-    }
-    for holder in in_the_way {
-        take_back(transaction, &holder.id)?;
-    }
-    Ok(true)
-}
-
-fn allocate_slice(
-    transaction: &Transaction<'_>,
-    held: &[Held],
-    uid: &SliceRequest,
-    gid: &SliceRequest,
-    keep: Option<(u32, u32)>,
-    terms: &Terms<'_>,
-) -> Result<IdMaps> {
-    let pool = &terms.pause.host_maps;
-    let without = |request: &SliceRequest, kept: Option<u32>| {
-        let mut request = request.clone();
-        if let Some(kept) = kept {
-            request.strays.remove(&kept);
-        }
-        request
-    };
-    let (uid, gid) = (
-        without(uid, keep.map(|keep| keep.0)),
-        without(gid, keep.map(|keep| keep.1)),
-    );
-    let mut leases: Vec<Lease> = held
-        .iter()
-        .map(|holder| Lease {
-            holder: holder.name.clone(),
-            maps: holder.maps.clone(),
-            reclaimable: false,
-        })
-        .collect();
-    let allocation = match allocate(pool, &leases, terms.avoid, &uid, &gid) {
-        Ok(allocation) => allocation,
-        Err(_) => {
-            // Only now is it worth asking the kernel about each holder.
-            for (lease, holder) in leases.iter_mut().zip(held) {
-                lease.reclaimable = !(terms.is_active)(&holder.id);
-            }
-            allocate(pool, &leases, terms.avoid, &uid, &gid).map_err(|exhausted| {
-                Error::new(ErrorKind::Conflict, exhausted.to_string()).with_hint(
-                    "stop or remove some of these containers, ask for fewer IDs (--userns=auto:size=N), or have the admin enlarge the login's range in /etc/subuid and /etc/subgid",
-                )
-            })?
-        }
-    };
-    for name in &allocation.reclaimed {
-        if let Some(holder) = held.iter().find(|holder| holder.name == *name) {
-            take_back(transaction, &holder.id)?;
-        }
-    }
-    match keep {
-        None => Ok(allocation.maps),
-        Some((uid, gid)) => Ok(IdMaps {
-            uid: with_login(&allocation.maps.uid, uid)?,
-            gid: with_login(&allocation.maps.gid, gid)?,
-        }),
-    }
-}
-
-/// `map` with container ID `kept` being the login (0 in the pause namespace).
-fn with_login(mapped: &IdMap, kept: u32) -> Result<IdMap> {
-    let mut extents = vec![IdExtent {
-        inside: kept,
-        outside: 0,
-        count: 1,
-    }];
-    for extent in mapped.extents() {
-        let end = extent.inside + extent.count;
-        if !(extent.inside..end).contains(&kept) {
-            extents.push(*extent);
-            continue;
-        }
-        let before = kept - extent.inside;
-        extents.push(IdExtent {
-            count: before,
-            ..*extent
-        });
-        extents.push(IdExtent {
-            inside: kept + 1,
-            outside: extent.outside + before + 1,
-            count: extent.count - before - 1,
-        });
-    }
-    extents.retain(|extent| extent.count > 0);
-    map(extents)
-}
-
-fn slice_request(low_block: u32, mut wanted: BTreeSet<u32>) -> SliceRequest {
-    wanted.extend(USUAL_STRAYS);
-    let mut low_block = wanted
-        .range(..FIRST_STRAY)
-        .next_back()
-        .map_or(low_block, |last| low_block.max(last + 1));
-    let mut strays = wanted.split_off(&low_block);
-    while strays.len() > MOST_STRAYS {
-        if let Some(lowest) = strays.pop_first() {
-            low_block = lowest + 1;
-        }
-    }
-    SliceRequest { low_block, strays }
-}
-
-/// The numbers in `uid[:gid]`, where they are numbers.
-fn numeric_user(user: &str) -> (Option<u32>, Option<u32>) {
-    let (user, group) = user.split_once(':').unwrap_or((user, ""));
-    (user.parse().ok(), group.parse().ok())
-}
-
-/// Every ID of the pause namespace as itself.
-fn identity(host_maps: &IdMaps) -> Result<IdMaps> {
-    let same = |side: &IdMap| {
-        map(side
-            .extents()
-            .iter()
-            .map(|extent| IdExtent {
-                outside: extent.inside,
-                ..*extent
-            })
-            .collect())
-    };
-    Ok(IdMaps {
-        uid: same(&host_maps.uid)?,
-        gid: same(&host_maps.gid)?,
-    })
-}
-
-fn explicit_map(triples: &[(u32, u32, u32)], pause: &IdMap, flag: &str) -> Result<IdMap> {
-    let invalid = |why: String| Error::new(ErrorKind::InvalidInput, format!("{flag}: {why}"));
-    if triples.is_empty() {
-        return Err(invalid("no IDs are mapped".to_owned()));
-    }
-    let extents = triples
-        .iter()
-        .map(|(inside, outside, count)| IdExtent {
-            inside: *inside,
-            outside: *outside,
-            count: *count,
-        })
-        .collect();
-    let map = IdMap::new(extents).map_err(|error| invalid(error.to_string()))?;
-    for extent in map.extents() {
-        let mut at = u64::from(extent.outside);
-        let end = at + u64::from(extent.count);
-        while at < end {
-            let holder = pause.extents().iter().find(|held| {
-                (u64::from(held.inside)..u64::from(held.inside) + u64::from(held.count))
-                    .contains(&at)
-            });
-            let Some(holder) = holder else {
-                return Err(invalid(format!(
-                    "{}:{}:{} needs ID {at}, but this login has {} IDs (0 is the login, the others its subordinate IDs)",
-                    extent.inside,
-                    extent.outside,
-                    extent.count,
-                    pause.id_count()
-                )));
-            };
-            at = u64::from(holder.inside) + u64::from(holder.count);
-        }
-    }
-    Ok(map)
-}
-
-fn map(extents: Vec<IdExtent>) -> Result<IdMap> {
-    IdMap::new(extents).map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
+fn overlaps_any<'h>(maps: &IdMaps, mut held: impl Iterator<Item = &'h Held>) -> bool {
+    held.any(|held| overlap(&held.maps, maps))
 }
 
 /// True when two maps share an outside ID other than the login's own.
@@ -491,4 +327,237 @@ fn overlap(left: &IdMaps, right: &IdMaps) -> bool {
         })
     };
     shared(&left.uid, &right.uid) || shared(&left.gid, &right.gid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::database::{Database, Durability};
+    use crate::options::CreateOptions;
+    use selkie_sys::process_identity::ProcessIdentity;
+
+    fn pause(pool: u32) -> JoinedPause {
+        let side = || {
+            IdMap::new(vec![
+                selkie_userns::IdExtent {
+                    inside: 0,
+                    outside: 1000,
+                    count: 1,
+                },
+                selkie_userns::IdExtent {
+                    inside: 1,
+                    outside: 100_000,
+                    count: pool,
+                },
+            ])
+            .unwrap()
+        };
+        JoinedPause {
+            identity: ProcessIdentity::own().unwrap(),
+            host_maps: IdMaps {
+                uid: side(),
+                gid: side(),
+            },
+            single_id: false,
+            single_id_reason: None,
+            stale_ranges: None,
+        }
+    }
+
+    fn config(userns: UsernsMode, user: &str) -> ContainerConfig {
+        let options = CreateOptions {
+            userns,
+            ..Default::default()
+        };
+        ContainerConfig {
+            options,
+            image_name: String::new(),
+            argv: vec![],
+            env: vec![],
+            workdir: String::new(),
+            user: user.to_owned(),
+            labels: Default::default(),
+            stop_signal: 15,
+            stop_timeout: 10,
+        }
+    }
+
+    fn plan_for(userns: UsernsMode, user: &str, also: &[IdMaps]) -> Plan {
+        let config = config(userns, user);
+        plan(&config, &ImageIds::default(), also, &pause(65_536), (7, 8)).unwrap()
+    }
+
+    /// A database with one container per (name, lease).
+    fn database(leases: &[(&str, &IdMaps)]) -> (tempfile::TempDir, Database) {
+        let temp = tempfile::tempdir().unwrap();
+        let mut database = Database::open(&temp.path().join("data")).unwrap();
+        database
+            .write(Durability::ProcessCrash, |transaction| {
+                for (name, maps) in leases {
+                    transaction.execute(
+                        "INSERT INTO container (id, name, created, config, lease, disposable) \
+                         VALUES (?1, ?1, ?1, ?2, ?3, 0)",
+                        [
+                            *name,
+                            &serde_json::to_string(&config(UsernsMode::AutoDefault, "")).unwrap(),
+                            &maps_json(maps)?,
+                        ],
+                    )?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        (temp, database)
+    }
+
+    fn acquire_in(
+        database: &mut Database,
+        plan: &Plan,
+        pause: &JoinedPause,
+        preferred: Option<&IdMaps>,
+        active: &[&str],
+    ) -> Result<Acquired> {
+        database.write(Durability::ProcessCrash, |transaction| {
+            acquire(
+                transaction,
+                plan,
+                &Terms {
+                    pause,
+                    own: None,
+                    preferred,
+                    avoid: &[],
+                    is_active: &|id| active.contains(&id),
+                },
+            )
+        })
+    }
+
+    fn has_lease(database: &Database, name: &str) -> bool {
+        database
+            .read(|connection| {
+                let sql = "SELECT lease IS NOT NULL FROM container WHERE name = ?1";
+                Ok(connection.query_row(sql, [name], |row| row.get(0))?)
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn users_and_volumes_add_to_what_is_wanted() {
+        let also = IdMaps {
+            uid: IdMap::single(0, 5000, 300).unwrap(),
+            gid: IdMap::single(20_000, 5000, 1).unwrap(),
+        };
+        let Plan::Slice { uid, gid, keep } = plan_for(UsernsMode::AutoDefault, "5000:x", &[also])
+        else {
+            panic!("no slice");
+        };
+        assert_eq!((uid.low_block, keep), (300, None));
+        assert!(uid.strays.contains(&5000) && gid.strays.contains(&20_000));
+        assert!(!gid.strays.contains(&5000));
+    }
+
+    #[test]
+    fn keep_id_and_host_share_the_login() {
+        let keep = UsernsMode::KeepId {
+            uid: None,
+            gid: Some(5),
+            size: None,
+        };
+        let Plan::Slice { keep, .. } = plan_for(keep, "", &[]) else {
+            panic!("no slice");
+        };
+        assert_eq!(keep, Some((7, 5)));
+        let Plan::Shared(maps) = plan_for(UsernsMode::Host, "", &[]) else {
+            panic!("not shared");
+        };
+        assert_eq!(maps.uid.to_outside(0), Some(0));
+        assert_eq!(maps.gid.to_outside(65_536), Some(65_536));
+    }
+
+    #[test]
+    fn a_login_without_a_range_gets_one_id_and_is_told_what_it_cannot_have() {
+        let mut pause = pause(1);
+        pause.single_id = true;
+        pause.single_id_reason = Some("ask the admin".to_owned());
+        let plan_for = |userns| {
+            plan(
+                &config(userns, ""),
+                &ImageIds::default(),
+                &[],
+                &pause,
+                (7, 8),
+            )
+        };
+        let Plan::Shared(maps) = plan_for(UsernsMode::AutoDefault).unwrap() else {
+            panic!("not shared");
+        };
+        assert_eq!((maps.uid.to_outside(0), maps.uid.id_count()), (Some(0), 1));
+        for refused in [UsernsMode::Auto { size: None }, UsernsMode::Nomap] {
+            let error = plan_for(refused).unwrap_err();
+            assert_eq!(error.hint.as_deref(), Some("ask the admin"));
+        }
+    }
+
+    #[test]
+    fn stopped_holders_give_way_and_running_ones_do_not() {
+        let pause = pause(400);
+        let maps = |outside| IdMaps {
+            uid: IdMap::single(0, outside, 200).unwrap(),
+            gid: IdMap::single(0, outside, 200).unwrap(),
+        };
+        let (_temp, mut database) = database(&[("a", &maps(1)), ("b", &maps(201))]);
+        let plan = plan_for(UsernsMode::AutoDefault, "", &[]);
+        let error = acquire_in(&mut database, &plan, &pause, None, &["a", "b"]).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(error.message.contains("a (200)"), "{}", error.message);
+
+        let got = acquire_in(&mut database, &plan, &pause, None, &["a"]).unwrap();
+        assert!(got.exclusive && !overlap(&got.maps, &maps(1)));
+        assert!(has_lease(&database, "a") && !has_lease(&database, "b"));
+    }
+
+    #[test]
+    fn the_same_ids_are_taken_again_when_free() {
+        let pause = pause(1000);
+        let plan = plan_for(UsernsMode::AutoDefault, "", &[]);
+        let (_temp, mut database) = database(&[]);
+        let first = acquire_in(&mut database, &plan, &pause, None, &[]).unwrap();
+        let other = IdMaps {
+            uid: IdMap::new(
+                first
+                    .maps
+                    .uid
+                    .extents()
+                    .iter()
+                    .map(|extent| selkie_userns::IdExtent {
+                        outside: extent.outside + 200,
+                        ..*extent
+                    })
+                    .filter(|extent| extent.outside + extent.count < 1000)
+                    .collect(),
+            )
+            .unwrap(),
+            gid: first.maps.gid.clone(),
+        };
+        // One that lacks an ID is of no use.
+        let got = acquire_in(&mut database, &plan, &pause, Some(&other), &[]).unwrap();
+        assert_ne!(got.maps, other);
+        let again = acquire_in(&mut database, &plan, &pause, Some(&first.maps), &[]).unwrap();
+        assert_eq!(again.maps, first.maps);
+    }
+
+    #[test]
+    fn custom_maps_respect_running_slices() {
+        let pause = pause(1000);
+        let slice = IdMaps {
+            uid: IdMap::single(0, 1, 150).unwrap(),
+            gid: IdMap::single(0, 1, 150).unwrap(),
+        };
+        let (_temp, mut database) = database(&[("web", &slice)]);
+        let plan = Plan::Custom(vec![(0, 100, 100)], vec![]);
+        let error = acquire_in(&mut database, &plan, &pause, None, &["web"]).unwrap_err();
+        assert!(error.message.contains("web"), "{}", error.message);
+        assert!(acquire_in(&mut database, &plan, &pause, None, &[]).is_ok());
+        assert!(!has_lease(&database, "web"));
+    }
 }
