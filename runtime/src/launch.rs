@@ -1,10 +1,40 @@
 //! Launching a container's init process.
+//!
+//! Theory of operation. The spec becomes a script ([`crate::prepare`]); one `clone3` makes a child
+//! in all new namespaces, which performs it ([`crate::child`]) while the parent, in parallel,
+//! writes the ID maps, has the root file system made and looks up the user in it:
+//!
+//! ```text
+//! parent                                   child
+//! clone3 ───────────────────────────────▶  waits for the maps
+//! uid_map, gid_map; opens the userns  ──▶  becomes root, makes /proc, /dev, … detached
+//! provide_root(userns)                ──▶  attaches root and mounts, pivots, …
+//! reads passwd and group in the root  ──▶  becomes the user
+//!                                     ◀──  ready: waits at the gate
+//! Launched::start                     ──▶  loads the seccomp filter, execs
+//! ```
+//!
+//! Whatever fails on either side, the parent kills and reaps the child before it returns. The
+//! child dies by itself when the parent does (see [`crate::protocol`]).
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::Spec;
-use rustix::process::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
+use selkie_sys::clone::{Side, clone3};
+use selkie_sys::errno::Attempt;
+use selkie_sys::fd_passing::{receive_one, send_one};
 use selkie_sys::process_identity::ProcessIdentity;
+use selkie_sys::{SysError, SysResult, namespace};
+
+use crate::child::{self, Buffers};
+use crate::prepare::{self, Map, Namespaces, Preparation, invalid};
+use crate::protocol::{Failure, Tag};
+use crate::script::{Script, ScriptStdio, Step};
+use crate::seccomp_filter;
+use crate::spawn::{Handover, Setup, Wording, give_pipes, protocol_error};
+use crate::user_database::{self, ResolvedUser, UserError};
 
 /// Standard streams of the process.
 #[derive(Debug)]
@@ -32,6 +62,10 @@ pub struct ProvidedRoot {
     pub root: OwnedFd,
 }
 
+/// Makes the root file system for the given user namespace.
+pub type ProvideRoot<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<ProvidedRoot, Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
+
 /// Everything needed to launch. ID maps come from `spec.linux.uid_mappings/gid_mappings`
 /// (container ↔ caller's user namespace) and are written by the caller's process directly.
 pub struct LaunchRequest<'a> {
@@ -42,11 +76,7 @@ pub struct LaunchRequest<'a> {
     /// Streams or a terminal.
     pub stdio: Stdio,
     /// Called in the parent with the container's user namespace; gives the root file system.
-    pub provide_root:
-        &'a mut dyn FnMut(
-            BorrowedFd<'_>,
-        )
-            -> Result<ProvidedRoot, Box<dyn std::error::Error + Send + Sync>>,
+    pub provide_root: &'a mut ProvideRoot<'a>,
     /// A cgroup v2 directory to start in.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Run a small init as PID 1 (`--init`): reaps, forwards signals, exits as its child does.
@@ -68,25 +98,273 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// Master side, when a terminal was asked for.
     pub terminal: Option<OwnedFd>,
-    /// Lets it go, see [`Launched::start`].
+    /// Lets it go, see [`Launched::start`]. Closing it instead ends the process.
     pub gate: OwnedFd,
+    /// Words what the child reports.
+    pub(crate) wording: Wording,
 }
 
 impl Launched {
     /// Lets the process `exec` and waits until it has (or could not).
     ///
     /// # Errors
-    /// [`LaunchError::CommandNotFound`] (exit code 127), [`LaunchError::CommandNotExecutable`] (126).
+    /// [`LaunchError::CommandNotFound`] and [`LaunchError::InterpreterNotFound`] (exit code 127),
+    /// [`LaunchError::CommandNotExecutable`] (126). The process has then exited, and is the
+    /// caller's to reap.
     pub fn start(&mut self) -> Result<(), LaunchError> {
-        todo!()
+        send_one(self.gate.as_fd(), &[Tag::Go as u8], None)
+            .attempt(|| "let the container process go")?;
+        let mut message = [0; Failure::LENGTH];
+        let (length, _) = receive_one(self.gate.as_fd(), &mut message)
+            .attempt(|| "wait for the container process to exec")?;
+        match (length, Failure::decode(&message[..length])) {
+            (0, _) => Ok(()),
+            (_, Some(failure)) => Err(self.wording.error(failure)),
+            _ => Err(protocol_error()),
+        }
     }
 }
 
 /// Sets up a container process up to the point before `exec`. The caller must be single-threaded
 /// and have `CAP_SETUID`, `CAP_SETGID` and `CAP_SYS_ADMIN` in its own user namespace.
+///
+/// # Errors
+/// See [`LaunchError`]. No process is left behind.
 pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
-    let _ = request;
-    todo!()
+    let LaunchRequest {
+        spec,
+        stdio,
+        provide_root,
+        cgroup,
+        init,
+        seccomp_cache_dir,
+        preserve_fds,
+    } = request;
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| invalid("the spec has no process"))?;
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or_else(|| invalid("the spec has no linux section"))?;
+    let maps = Maps {
+        uid: Map::of("UID", linux.uid_mappings())?,
+        gid: Map::of("GID", linux.gid_mappings())?,
+    };
+    let who = Who::of(process, &maps)?;
+    let namespaces = Namespaces::of(spec)?;
+
+    let mut preparation = Preparation::new(spec, &namespaces, &maps.uid, &maps.gid)?;
+    preparation.names()?;
+    preparation.mounts()?;
+    preparation.devices()?;
+    if let Stdio::Terminal { size } = stdio {
+        preparation.terminal(size)?;
+    }
+    preparation.hide_paths()?;
+    preparation.enter_root(process)?;
+    let (mut steps, slots) = preparation.into_steps();
+    steps.push(Step::AwaitUser);
+    if let Some(personality) = linux.personality() {
+        steps.push(Step::Personality(match personality.domain() {
+            LinuxPersonalityDomain::PerLinux => 0,
+            LinuxPersonalityDomain::PerLinux32 => 8,
+        }));
+    }
+    let filter = linux.seccomp().as_ref();
+    let filter = filter
+        .map(|rules| {
+            let program = seccomp_filter::compiled(rules, seccomp_cache_dir)?;
+            let flags = seccomp_filter::filter_flags(rules);
+            Ok::<_, LaunchError>(Step::Seccomp { program, flags })
+        })
+        .transpose()?;
+    steps.extend(prepare::final_steps(
+        process,
+        maps.gid.is_single(),
+        init,
+        filter,
+    ));
+
+    let (command, candidates) = prepare::command(process)?;
+    let handover = Handover::new(stdio, preserve_fds)?;
+    let (parent_end, child_end) = handover.channel()?;
+    let script = Script {
+        steps,
+        slots,
+        stdio: handover.stdio,
+        preserve_fds: handover.preserve_fds,
+        command,
+        candidates,
+        wants_home: who.wants_home,
+    };
+    let buffers = Buffers::new();
+
+    // /proc/PID of a process that is not dumpable belongs to the host's root, which would keep us
+    // from writing the maps; joining a namespace may have made us so.
+    set_dumpable_behavior(DumpableBehavior::Dumpable).attempt(|| "make this process dumpable")?;
+    let visit = Visit::enter(&namespaces)?;
+    let cloned = clone3(namespaces.new, cgroup);
+    let (pid, pidfd) = match cloned {
+        Ok(Side::Child) => {
+            drop(parent_end);
+            child::run(script, child_end, buffers)
+        }
+        Ok(Side::Parent { pid, pidfd }) => (pid, pidfd),
+        Err(error) => {
+            visit.leave()?;
+            return Err(error.into());
+        }
+    };
+    drop(child_end);
+    let wording = Wording {
+        steps: script.steps,
+        command: command_name(process),
+    };
+    let setup = Setup::new(pid, pidfd, parent_end, wording);
+    visit.leave()?;
+    provide(&setup, &maps, &who, provide_root, &script.stdio)?;
+    setup.finish()
+}
+
+/// The parent's part while the child performs its script.
+fn provide(
+    setup: &Setup,
+    maps: &Maps,
+    who: &Who,
+    provide_root: &mut ProvideRoot<'_>,
+    stdio: &ScriptStdio,
+) -> Result<(), LaunchError> {
+    let pid = setup.pid().as_raw_nonzero();
+    write_proc(pid, "uid_map", &maps.uid.to_proc_text())?;
+    write_proc(pid, "gid_map", &maps.gid.to_proc_text())?;
+    let path = format!("/proc/{pid}/ns/user");
+    let user_namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .attempt(|| format!("open {path}"))?;
+    setup.tell(&[Tag::Maps as u8], None)?;
+
+    let root = provide_root(user_namespace.as_fd()).map_err(LaunchError::Root)?;
+    setup.tell(&[Tag::Root as u8], Some(root.root.as_fd()))?;
+
+    let user = who.resolve(root.root.as_fd(), maps)?;
+    if let (Some(uid), Some(gid)) = (maps.uid.to_outside(user.uid), maps.gid.to_outside(user.gid)) {
+        give_pipes(stdio, uid, gid)?;
+    }
+    setup.tell_user(&user)
+}
+
+fn write_proc(pid: std::num::NonZeroI32, name: &str, text: &str) -> SysResult<()> {
+    let path = format!("/proc/{pid}/{name}");
+    let attempt = || format!("write {:?} to {path}", text.trim_end());
+    let file = open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).attempt(attempt)?;
+    // The kernel takes a map in one write.
+    rustix::io::write(&file, text.as_bytes()).attempt(attempt)?;
+    Ok(())
+}
+
+pub(crate) fn command_name(process: &Process) -> String {
+    let name = process.args().iter().flatten().next();
+    name.cloned().unwrap_or_default()
+}
+
+/// Container ↔ caller.
+struct Maps {
+    uid: Map,
+    gid: Map,
+}
+
+/// Who the process is to be, before the root is there.
+struct Who {
+    /// To be resolved; otherwise the numbers below hold.
+    name: Option<String>,
+    numbers: ResolvedUser,
+    wants_home: bool,
+}
+
+impl Who {
+    fn of(process: &Process, maps: &Maps) -> Result<Self, LaunchError> {
+        let user = process.user();
+        let numbers = ResolvedUser {
+            uid: user.uid(),
+            gid: user.gid(),
+            groups: user.additional_gids().clone().unwrap_or_default(),
+            home: String::new(),
+        };
+        let name = user.username().clone();
+        if name.is_none() {
+            maps.uid.check("user", numbers.uid)?;
+            for group in std::iter::once(&numbers.gid).chain(&numbers.groups) {
+                maps.gid.check("group", *group)?;
+            }
+        }
+        let environment = process.env().iter().flatten();
+        let wants_home = !environment
+            .into_iter()
+            .any(|entry| entry.starts_with("HOME="));
+        Ok(Self {
+            name,
+            numbers,
+            wants_home,
+        })
+    }
+
+    /// Looks up what needs looking up.
+    fn resolve(&self, root: BorrowedFd<'_>, maps: &Maps) -> Result<ResolvedUser, LaunchError> {
+        let Some(name) = &self.name else {
+            let mut user = self.numbers.clone();
+            if self.wants_home {
+                user.home = user_database::resolve(root, &user.uid.to_string())?.home;
+            }
+            return Ok(user);
+        };
+        let mut user = user_database::resolve(root, name)?;
+        maps.uid.check("user", user.uid)?;
+        maps.gid.check("group", user.gid)?;
+        // Memberships come from the image and nobody asked for them: one that the container's
+        // slice has no ID for cannot be had, which must not keep root from starting.
+        user.groups.retain(|group| {
+            let mapped = maps.gid.to_outside(*group).is_some();
+            if !mapped {
+                tracing::debug!("group {group} is not mapped in the container: left out");
+            }
+            mapped
+        });
+        Ok(user)
+    }
+}
+
+/// Namespaces the launching process is in only while it clones.
+struct Visit {
+    /// Our own, to go back to.
+    home: Vec<(LinuxNamespaceType, OwnedFd)>,
+}
+
+impl Visit {
+    fn enter(namespaces: &Namespaces) -> Result<Self, LaunchError> {
+        let mut visit = Self { home: Vec::new() };
+        for (kind, there) in &namespaces.joined {
+            let path = format!("/proc/self/ns/{kind}");
+            let here = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .attempt(|| format!("open {path}"))?;
+            if let Err(error) = namespace::join_by_fd(there.as_fd()) {
+                visit.leave()?;
+                let attempt = format!("join the {kind} namespace given in the spec");
+                return Err(SysError::new(attempt, error.errno).into());
+            }
+            visit.home.push((*kind, here));
+        }
+        Ok(visit)
+    }
+
+    fn leave(self) -> SysResult<()> {
+        for (kind, here) in &self.home {
+            namespace::join_by_fd(here.as_fd()).map_err(|error| {
+                SysError::new(format!("go back to our own {kind} namespace"), error.errno)
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Why a container did not start.
@@ -98,6 +376,14 @@ pub enum LaunchError {
     /// Found, but it cannot be run (Podman: 126).
     #[error("{0}: {1}")]
     CommandNotExecutable(String, rustix::io::Errno),
+    /// Found, but what it names as its interpreter is not there (Podman: 127).
+    #[error(
+        "{0}: no such file or directory: the interpreter or loader it names is not in the container"
+    )]
+    InterpreterNotFound(String),
+    /// The user cannot be had (Podman: 126).
+    #[error(transparent)]
+    User(#[from] UserError),
     /// The spec asks for what cannot be.
     #[error("{0}")]
     InvalidSpec(String),

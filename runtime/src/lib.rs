@@ -2,9 +2,20 @@
 //! and `exec`. Knows nothing of images, stores or state: it takes specs, paths and descriptors.
 #![warn(missing_docs)]
 
+mod capabilities;
+mod child;
+mod copy_up;
 pub mod default_spec;
 pub mod exec;
+mod in_root;
+mod init;
 pub mod launch;
+mod mount_options;
+mod prepare;
+mod protocol;
+mod script;
 pub mod seccomp_filter;
 pub mod seccomp_profile;
+mod spawn;
+mod terminal;
 pub mod user_database;

@@ -3,11 +3,11 @@
 //! Theory of operation. Both calls duplicate the caller like `fork(2)` (no `CLONE_VM`). That is
 //! only sound while the caller has one thread: another thread could hold the allocator's or
 //! stdio's lock at that instant and the child would find it locked for ever. So each function
-//! first counts `/proc/self/task` and refuses when there is more than one.
+//! first asks the kernel whether there are other threads, and refuses when there are.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::errno::{Attempt, SysError, SysResult};
+use crate::errno::{SysError, SysResult};
 use rustix::io::Errno;
 use rustix::process::Pid;
 
@@ -60,7 +60,7 @@ pub fn fork() -> SysResult<Side> {
 /// # Errors
 /// `EBUSY` when the caller has more than one thread; otherwise the kernel's errno.
 pub fn clone3(namespaces: CloneNamespaces, cgroup: Option<BorrowedFd<'_>>) -> SysResult<Side> {
-    if thread_count()? != 1 {
+    if !is_single_threaded() {
         return Err(SysError::new(
             "clone a process while other threads run",
             Errno::BUSY,
@@ -138,10 +138,11 @@ pub fn close_inherited_descriptors(keep: &[BorrowedFd<'_>]) -> SysResult<()> {
 /// Not `libc::CLONE_INTO_CGROUP`: that constant is typed too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-fn thread_count() -> SysResult<usize> {
-    // st_nlink of /proc/self/task is 2 + the number of threads: one system call, no listing.
-    let stat = rustix::fs::stat("/proc/self/task").attempt(|| "stat /proc/self/task")?;
-    Ok((stat.st_nlink as usize).saturating_sub(2))
+/// `unshare(CLONE_THREAD)` is allowed to a process with one thread, where it does nothing, and
+/// `EINVAL` to any other (unshare(2)): one cheap call, and no `/proc` needed.
+fn is_single_threaded() -> bool {
+    // SAFETY: takes an integer; with this flag it changes nothing.
+    unsafe { libc::unshare(libc::CLONE_THREAD) == 0 }
 }
 
 #[cfg(test)]
@@ -149,6 +150,13 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
+
+    #[test]
+    fn a_process_with_threads_is_not_cloned() {
+        // The test harness itself runs this in a second thread.
+        let error = fork().unwrap_err();
+        assert_eq!(error.errno, Errno::BUSY);
+    }
 
     #[test]
     fn only_the_kept_descriptors_survive() {

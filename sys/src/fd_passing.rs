@@ -9,6 +9,8 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
+use rustix::io::Errno;
+
 use crate::errno::{Attempt, SysResult};
 
 /// Most descriptors that travel in one message.
@@ -55,4 +57,52 @@ pub fn receive(socket: BorrowedFd<'_>, payload: &mut [u8]) -> SysResult<(usize, 
         }
     }
     Ok((message.bytes, fds))
+}
+
+/// Like [`send`] with at most one descriptor, and allocating nothing even on failure: for children
+/// between `clone` and `exec`.
+pub fn send_one(
+    socket: BorrowedFd<'_>,
+    payload: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = fd.as_slice();
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(Errno::TOOBIG);
+    }
+    rustix::io::retry_on_intr(|| {
+        sendmsg(
+            socket,
+            &[IoSlice::new(payload)],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )
+    })
+    .map(drop)
+}
+
+/// Like [`receive`] with at most one descriptor, and allocating nothing even on failure.
+pub fn receive_one(
+    socket: BorrowedFd<'_>,
+    payload: &mut [u8],
+) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let message = rustix::io::retry_on_intr(|| {
+        recvmsg(
+            socket,
+            &mut [IoSliceMut::new(payload)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )
+    })?;
+    let mut received = None;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut fds) = part {
+            received = fds.next();
+        }
+    }
+    Ok((message.bytes, received))
 }

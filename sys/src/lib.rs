@@ -7,13 +7,16 @@
 #![allow(unsafe_code)]
 #![warn(missing_docs)]
 
+pub mod child;
 pub mod clone;
 pub mod errno;
+pub mod exec;
 pub mod fd_passing;
 pub mod mount;
 pub mod namespace;
 pub mod process_identity;
 pub mod seccomp;
+pub mod signal;
 pub mod signal_queue;
 pub mod slim;
 

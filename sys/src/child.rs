@@ -1,0 +1,100 @@
+//! What a freshly cloned child does to shed its parent's state before it runs something else.
+//! Nothing here allocates.
+
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use rustix::io::Errno;
+
+/// Gives every signal its default action and unblocks all of them. `execve` resets handlers but
+/// keeps ignored signals ignored (Rust ignores `SIGPIPE`) and the mask, which would surprise the
+/// new program.
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL is a valid action for every signal; for those that cannot be changed
+        // (SIGKILL, SIGSTOP, and the C library's own) the call fails and changes nothing.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    // SAFETY: sigset_t is plain data that sigemptyset fills in before sigprocmask reads it.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Marks every descriptor from `first` on close-on-exec (`close_range(2)`, Linux 5.11).
+pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC as libc::c_int)
+}
+
+/// Closes every descriptor from `first` on, whoever believes to own it: for a child that keeps
+/// nothing of what its parent had open.
+pub fn close_from(first: RawFd) -> Result<(), Errno> {
+    close_range(first, 0)
+}
+
+fn close_range(first: RawFd, flags: libc::c_int) -> Result<(), Errno> {
+    // SAFETY: takes integers only. Closing descriptors that an OwnedFd of this process still names
+    // is what the callers, children about to exec or exit without running destructors, ask for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first as libc::c_uint,
+            libc::c_uint::MAX,
+            flags,
+        )
+    };
+    if result == -1 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
+/// Makes `fd` also appear as number `target` (any descriptor there is closed), not close-on-exec:
+/// how a child lays out the descriptors of the program it is going to run.
+pub fn place_fd(fd: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
+    // SAFETY: dup2 takes integers; what `target` referred to belongs to the parent's copy of this
+    // process, and the child will not use it again.
+    if unsafe { libc::dup2(fd.as_raw_fd(), target) } == -1 {
+        return Err(last_errno());
+    }
+    if fd.as_raw_fd() == target {
+        // dup2 onto itself keeps the close-on-exec flag.
+        // SAFETY: changes a flag of an open descriptor.
+        if unsafe { libc::fcntl(target, libc::F_SETFD, 0) } == -1 {
+            return Err(last_errno());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the process a new, empty session keyring (`KEYCTL_JOIN_SESSION_KEYRING`, keyctl(2)), so
+/// that it does not possess the keys of the login that started it.
+pub fn join_new_session_keyring() -> Result<(), Errno> {
+    // SAFETY: a null name asks for an anonymous keyring; no memory of ours is touched.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        )
+    };
+    if result == -1 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
+/// `personality(2)`.
+pub fn set_personality(persona: u32) -> Result<(), Errno> {
+    // SAFETY: takes an integer and changes only this process's execution domain.
+    if unsafe { libc::personality(libc::c_ulong::from(persona)) } == -1 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
+fn last_errno() -> Errno {
+    let raw = std::io::Error::last_os_error().raw_os_error();
+    Errno::from_raw_os_error(raw.unwrap_or(libc::EIO))
+}
