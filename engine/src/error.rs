@@ -76,8 +76,13 @@ impl From<selkie_runtime::launch::LaunchError> for Error {
     fn from(error: selkie_runtime::launch::LaunchError) -> Self {
         use selkie_runtime::launch::LaunchError;
         let kind = match &error {
-            LaunchError::CommandNotFound(_) => ErrorKind::CommandNotFound,
-            LaunchError::CommandNotExecutable(..) => ErrorKind::CommandNotExecutable,
+            LaunchError::CommandNotFound(_) | LaunchError::InterpreterNotFound(_) => {
+                ErrorKind::CommandNotFound
+            }
+            // An unknown user is exit code 126 in Podman.
+            LaunchError::CommandNotExecutable(..) | LaunchError::User(_) => {
+                ErrorKind::CommandNotExecutable
+            }
             LaunchError::InvalidSpec(_) => ErrorKind::InvalidInput,
             LaunchError::Step { .. } | LaunchError::Sys(_) | LaunchError::Root(_) => {
                 ErrorKind::Machine
