@@ -26,6 +26,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
         ),
         ground.trial("transports::import_a_plain_tarball", import_a_plain_tarball),
         ground.trial(
+            "transports::sparse_files_stay_sparse",
+            sparse_files_stay_sparse,
+        ),
+        ground.trial(
             "transports::damaged_archives_change_nothing",
             damaged_archives_change_nothing,
         ),
@@ -351,6 +355,32 @@ fn import_a_plain_tarball(ground: &'static Ground) -> Result<()> {
     )?;
     login.refused(125, &["import", "/no/such/file", "name"])?;
     login.refused(125, &["import", "/etc/passwd", "name"])?;
+    Ok(())
+}
+
+fn sparse_files_stay_sparse(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    // A gigabyte with three bytes in it, as GNU tar writes it.
+    let script = "mkdir -p root/bin && cp /bin/busybox root/bin/sh && truncate -s 1G root/sparse &&
+        printf abc | dd of=root/sparse bs=1 seek=700000000 conv=notrunc status=none &&
+        tar -C root --sparse --owner 0 --group 0 -cf sparse.tar . &&
+        tar -C root --sparse --format posix --owner 0 --group 0 -cf pax.tar .";
+    login.program("sh", &["-c", script]).run()?.ok()?;
+    for archive in ["sparse.tar", "pax.tar"] {
+        let path = login.home.join(archive);
+        ensure!(std::fs::metadata(&path)?.len() < 20_000_000);
+        let name = archive.trim_end_matches(".tar");
+        login.ok(&["import", &path.to_string_lossy(), name])?;
+        let script = "stat -c %s /sparse; dd if=/sparse bs=1 skip=700000000 count=3 2>/dev/null; echo; stat -c %b /sparse";
+        let seen = login.ok(&["run", "--rm", name, "/bin/sh", "-c", script])?;
+        let lines: Vec<&str> = seen.lines().collect();
+        ensure!(lines[..2] == ["1073741824", "abc"], "{archive}: {seen}");
+        ensure!(
+            lines[2].parse::<u64>()? < 2048,
+            "{archive}: it takes {} blocks",
+            lines[2]
+        );
+    }
     Ok(())
 }
 
