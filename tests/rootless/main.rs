@@ -6,6 +6,7 @@ mod containers;
 mod crowds;
 mod formats;
 mod ground;
+mod hostile;
 mod identity;
 mod images;
 mod isolation;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 12] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 13] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         terminals::trials,
         formats::trials,
         transports::trials,
+        hostile::trials,
         refusals::trials,
         self_healing::trials,
         crowds::trials,
