@@ -5,7 +5,6 @@
 //! every command under test is started as one of the unprivileged logins. Run by a plain user,
 //! that user is the only login.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +49,8 @@ pub struct Ground {
     pub binary: PathBuf,
     pub scratch: PathBuf,
     pub users: Vec<User>,
+    /// A user without subordinate IDs.
+    bare_user: Option<User>,
     pub is_root: bool,
     /// Starts every random choice; printed, so that a failure can be repeated.
     pub seed: u64,
@@ -88,6 +89,11 @@ impl Ground {
             scratch: variable("SELKIE_TEST_SCRATCH")?.into(),
             images: variable("SELKIE_TEST_IMAGES")?.into(),
             users,
+            bare_user: std::env::var("SELKIE_TEST_BARE_USER")
+                .ok()
+                .filter(|name| !name.is_empty())
+                .map(|name| find_user(&name))
+                .transpose()?,
             is_root: rustix::process::getuid().is_root(),
             seed: number_or("SELKIE_TEST_SEED", clock.as_nanos() as u64)?,
             kills: number_or("SELKIE_TEST_KILLS", 300)? as u32,
@@ -212,6 +218,18 @@ impl Ground {
         Login::new(self, self.users[0].clone(), "fresh")
     }
 
+    /// A fresh login of a user without subordinate IDs.
+    pub fn bare_login(&'static self) -> Result<Login> {
+        match &self.bare_user {
+            Some(user) => Login::new(self, user.clone(), "fresh"),
+            None => Err(Skip {
+                reason: "needs a user without subordinate IDs".into(),
+                avoidable: true,
+            }
+            .into()),
+        }
+    }
+
     /// [`Ground::fresh_login`] with the `busybox` image.
     pub fn fresh_login_with_busybox(&'static self) -> Result<Login> {
         let login = self.fresh_login()?;
@@ -244,21 +262,16 @@ fn find_user(name: &str) -> Result<User> {
     })
 }
 
+/// The first range of the user; nothing is a range of no IDs.
 fn read_subids(file: &Path, name: &str) -> Result<(u32, u32)> {
     let text = std::fs::read_to_string(file)?;
-    let ranges: HashMap<&str, (u32, u32)> = text
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(':');
-            let user = fields.next()?;
-            Some((
-                user,
-                (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?),
-            ))
-        })
-        .collect();
-    ranges
-        .get(name)
-        .copied()
-        .with_context(|| format!("no range for {name} in {}", file.display()))
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(':').collect();
+        if let [user, first, count] = fields[..]
+            && user == name
+        {
+            return Ok((first.parse()?, count.parse()?));
+        }
+    }
+    Ok((0, 0))
 }

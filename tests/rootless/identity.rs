@@ -36,6 +36,7 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             "identity::unshare_is_root_of_the_login",
             unshare_is_root_of_the_login,
         ),
+        ground.trial("identity::no_subordinate_ids", no_subordinate_ids),
         ground.trial("identity::subordinate_groups_too", subordinate_groups_too),
     ]
 }
@@ -346,5 +347,42 @@ fn subordinate_groups_too(ground: &'static Ground) -> Result<()> {
     // Supplementary groups of the image's user arrive.
     let ids = login.ok(&["exec", "--user", "worker", &container.id, "id", "-G"])?;
     ensure!(ids == "1000 44", "{ids}");
+    Ok(())
+}
+
+/// A login that nobody gave a range still runs containers, in a namespace of one ID, and is told.
+fn no_subordinate_ids(ground: &'static Ground) -> Result<()> {
+    let login = ground.bare_login()?;
+    login.load("busybox.oci.tar")?;
+    let finished = login
+        .selkie(&["run", "--rm", "busybox", "cat", "/proc/self/uid_map"])
+        .run()?
+        .code(0)?;
+    let map: Vec<u32> = finished
+        .text()
+        .split_ascii_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    ensure!(map.len() == 3 && map[0] == 0 && map[2] == 1, "{map:?}");
+    expect_contains(finished.error(), "/etc/subuid")?;
+    expect_contains(login.ok(&["info"])?, "/etc/subuid")?;
+    // Files of every owner can be read; the image still says whose they are when it is saved.
+    let seen = login.ok(&["run", "--rm", "busybox", "cat", "/owned/33", "/owned/65534"])?;
+    ensure!(seen == "33\n65534", "{seen}");
+    // What needs more than one ID says so.
+    for options in [
+        &["--user", "33"][..],
+        &["--userns", "auto:size=100"][..],
+        &["--uidmap", "0:1:10"][..],
+    ] {
+        let mut all = vec!["run", "--rm"];
+        all.extend_from_slice(options);
+        all.extend_from_slice(&["busybox", "true"]);
+        let finished = login.selkie(&all).run()?;
+        ensure!(
+            finished.code == 125 || finished.code == 126,
+            "{options:?}: {finished:?}"
+        );
+    }
     Ok(())
 }
