@@ -328,6 +328,8 @@ CREATE TABLE image_name (
     name     TEXT PRIMARY KEY,              -- normalised, with tag
     image_id TEXT NOT NULL REFERENCES image(id)
 ) STRICT;
+CREATE INDEX image_name_image ON image_name(image_id);
+CREATE INDEX image_digest ON image(manifest_digest);
 CREATE TABLE container (
     id       TEXT PRIMARY KEY,              -- 64 hex digits
     name     TEXT NOT NULL UNIQUE,
