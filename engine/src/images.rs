@@ -128,7 +128,7 @@ impl Engine {
     /// Makes what all containers of an image share, so that the first one starts as fast as the
     /// others. Starting does it too when needed.
     pub fn prepare_image(&self, chain_id: &str) -> Result<()> {
-        let presenter = selkie_storage::presenter::choose(&self.store)?;
+        let presenter = selkie_storage::presenter::choose(None)?;
         Ok(presenter.prepare(&self.store, chain_id, self.pause.single_id)?)
     }
 }

@@ -89,7 +89,7 @@ impl Engine {
     fn collect_garbage(&self, chain_ids: &[String]) -> Result<u64> {
         let lock = self.store.lock_exclusive()?;
         let live = self.live_images()?;
-        let presenter = selkie_storage::presenter::choose(&self.store)?;
+        let presenter = selkie_storage::presenter::choose(None)?;
         for chain_id in chain_ids {
             if !live.chain_ids.contains(chain_id) {
                 presenter.forget(&self.store, chain_id)?;
