@@ -56,7 +56,7 @@ impl Ground {
     fn container(&self, chain_id: &str, name: &str, maps: &IdMaps) -> Container {
         let layer = self.layer(name);
         let user_namespace = user_namespace(maps);
-        let root = choose(&self.store, None)
+        let root = choose(None)
             .unwrap()
             .mount_root(
                 &self.store,
