@@ -197,6 +197,8 @@ impl Store {
     }
 
     fn lock(&self, operation: FlockOperation) -> Result<OwnedFd, StoreError> {
+        // Whoever cleans up temporary files may have taken an empty directory away.
+        self.make_directories()?;
         let file = rustix::fs::openat(
             self.directory(),
             "lock",
@@ -288,12 +290,7 @@ impl Store {
     /// Makes the directories and then the version file, so that a store cut short while it was made
     /// is simply made again. Safe to race.
     fn initialise(&self) -> Result<(), StoreError> {
-        for name in DIRECTORIES {
-            match rustix::fs::mkdirat(self.directory(), name, Mode::RWXU) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => return Err(errno).on("make", || self.path(name)),
-            }
-        }
+        self.make_directories()?;
         let temporary = format!("tmp/version.{}", unique_name()?);
         let file = self.create_file(&temporary)?;
         rustix::io::write(&file, format!("{FORMAT}\n").as_bytes())
@@ -301,6 +298,16 @@ impl Store {
         rustix::fs::fsync(&file).on("write to disk", || self.path(&temporary))?;
         rustix::fs::renameat(self.directory(), &temporary, self.directory(), "version")
             .on("make", || self.path("version"))
+    }
+
+    fn make_directories(&self) -> Result<(), StoreError> {
+        for name in DIRECTORIES {
+            match rustix::fs::mkdirat(self.directory(), name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(errno).on("make", || self.path(name)),
+            }
+        }
+        Ok(())
     }
 
     /// A new file (0600) that must not exist yet, for reading and writing.

@@ -3,6 +3,7 @@
 //! Making one needs a process with a single thread, so the test programs that use it run without
 //! libtest's threads. Root writes the maps itself (and gives the namespace's files to a made-up
 //! login); anybody else goes through `newuidmap`.
+#![allow(dead_code, reason = "every test program uses its own part of this")]
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -207,6 +208,22 @@ pub fn slice(base: u32, count: u32) -> IdMaps {
     }
 }
 
+/// The kernel takes no extent that crosses a border of the map above, which here is behind ID 0.
+fn proc_text(map: &IdMap) -> String {
+    map.extents()
+        .iter()
+        .flat_map(|extent| match extent.outside {
+            0 => vec![
+                (extent.inside, 0, 1),
+                (extent.inside + 1, 1, extent.count - 1),
+            ],
+            outside => vec![(extent.inside, outside, extent.count)],
+        })
+        .filter(|(_, _, count)| *count > 0)
+        .map(|(inside, outside, count)| format!("{inside} {outside} {count}\n"))
+        .collect()
+}
+
 /// A container's user namespace with these maps (container ↔ pause namespace).
 pub fn user_namespace(maps: &IdMaps) -> OwnedFd {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
@@ -216,16 +233,17 @@ pub fn user_namespace(maps: &IdMaps) -> OwnedFd {
         exit_now(0)
     };
     let process = pid.as_raw_nonzero();
-    std::fs::write(format!("/proc/{process}/uid_map"), maps.uid.to_proc_text()).unwrap();
-    std::fs::write(format!("/proc/{process}/gid_map"), maps.gid.to_proc_text()).unwrap();
+    for (file, map) in [("uid_map", &maps.uid), ("gid_map", &maps.gid)] {
+        std::fs::write(format!("/proc/{process}/{file}"), proc_text(map)).unwrap();
+    }
     let file = std::fs::File::open(format!("/proc/{process}/ns/user")).unwrap();
     drop(writer);
     wait(pid);
     file.into()
 }
 
-/// Runs `body` as container root (or, with identity maps, as pause root) with `root` as `/`, in
-/// another process, and gives its exit code.
+/// Runs `body` as container root with `root` as `/` (and the host's `/proc` if there is a directory
+/// for it), in another process, and gives its exit code. The mount is gone afterwards.
 pub fn in_container(root: &OwnedFd, user_namespace: &OwnedFd, body: impl FnOnce()) -> i32 {
     let Side::Parent { pid, .. } = clone3(CloneNamespaces::MOUNT, None).unwrap() else {
         exit_now(run(|| {
@@ -242,6 +260,10 @@ pub fn in_container(root: &OwnedFd, user_namespace: &OwnedFd, body: impl FnOnce(
                 rustix::mount::MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
             )
             .unwrap();
+            let proc = target.join("proc");
+            if proc.is_dir() {
+                rustix::mount::mount_bind_recursive("/proc", &proc).unwrap();
+            }
             rustix::process::chroot(&target).unwrap();
             std::env::set_current_dir("/").unwrap();
             selkie_sys::namespace::join_by_fd(user_namespace.as_fd()).unwrap();
