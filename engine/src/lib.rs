@@ -61,8 +61,6 @@ impl Engine {
     /// the store is of a newer version. The database is opened when first used.
     pub fn open(config: EngineConfig) -> Result<Self> {
         let pause = selkie_userns::pause::join(&PauseRequest {
-            uid: config.uid,
-            gid: config.gid,
             runtime_dir: config.run_dir.clone(),
             find_survivors: state::survivors,
             survivors_dir: config.containers_dir(),

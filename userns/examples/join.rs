@@ -14,8 +14,6 @@ fn main() -> ExitCode {
         return ExitCode::from(125);
     };
     let request = PauseRequest {
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
         runtime_dir: runtime_dir.into(),
         find_survivors: |_| Vec::new(),
         survivors_dir: std::path::PathBuf::new(),

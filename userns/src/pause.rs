@@ -41,13 +41,9 @@ use crate::subordinate_ids::{self, HostFiles, Login, SubordinateIdError, Subordi
 use creation::Place;
 use record::{Record, RuntimeDir, Sources};
 
-/// The login whose namespace is wanted, and where its runtime state lives.
+/// Where the runtime state of the calling login lives. The login is the caller's real UID and GID.
 #[derive(Debug, Clone)]
 pub struct PauseRequest {
-    /// Host UID of the login (real UID of the caller).
-    pub uid: u32,
-    /// Host GID of the login.
-    pub gid: u32,
     /// Private directory (0700, the login's) for the pause record and its lock. Recreated if gone.
     pub runtime_dir: PathBuf,
     /// Processes of running containers (their monitors and inits, newest first) in which the
@@ -132,15 +128,13 @@ pub enum PauseError {
     },
     /// The caller is in another user namespace from which the login's cannot be entered.
     #[error(
-        "this process is in another user namespace (a container, or `selkie unshare` or another \
-         tool's like it from before), from which the login's own (pause process {pid}) cannot be \
-         joined: {errno}; leave it and run the command outside"
+        "this process is in another user namespace (a container, or a shell of `podman unshare` or \
+         the like), from which the login's own, held by process {pid}, cannot be joined; leave it \
+         and run the command outside, or set XDG_RUNTIME_DIR to another directory inside"
     )]
     OtherNamespace {
         /// The pause process.
         pid: i32,
-        /// The kernel's word.
-        errno: Errno,
     },
     /// A sysctl allows none.
     #[error(
@@ -219,6 +213,8 @@ pub enum PauseError {
     },
 }
 
+const OWN_USER_NAMESPACE: &str = "/proc/self/ns/user";
+
 /// How often a join starts over when the ground moves under it.
 const ATTEMPTS: usize = 10;
 
@@ -232,11 +228,11 @@ pub fn join(request: &PauseRequest) -> Result<JoinedPause, PauseError> {
 /// [`join`] on a host whose files are elsewhere (for tests).
 pub fn join_on(request: &PauseRequest, host: &HostFiles) -> Result<JoinedPause, PauseError> {
     let directory = WorkingDirectory::remember();
-    if let Some(recorded) = up_to_date_record(request, host)? {
-        if enter(&recorded.record, &recorded.pidfd)? {
-            directory.restore()?;
-            return Ok(recorded.record.into_joined());
-        }
+    if let Some(recorded) = up_to_date_record(request, host)?
+        && enter(&recorded.record, &recorded.pidfd)?
+    {
+        directory.restore()?;
+        return Ok(recorded.record.into_joined());
     }
     for _ in 0..ATTEMPTS {
         let Some(record) = establish(request, host)? else {
@@ -299,7 +295,10 @@ fn up_to_date_record(
     let Some(record) = dir.read()? else {
         return Ok(None);
     };
-    if record.stale_ranges.is_some() || record.sources != Sources::now(host) {
+    if record.stale_ranges.is_some()
+        || record.sources != Sources::now(host)
+        || !record.is_for(NamespaceKey::at(OWN_USER_NAMESPACE)?)
+    {
         return Ok(None);
     }
     Ok(record.open_live()?.map(|pidfd| Recorded { record, pidfd }))
@@ -317,19 +316,13 @@ fn enter(record: &Record, pidfd: &OwnedFd) -> Result<bool, PauseError> {
             if threads != 1 {
                 return Err(PauseError::Threads { count: threads });
             }
-            if NamespaceKey::at("/proc/self/ns/user")? != record.user_namespace {
+            if NamespaceKey::at(OWN_USER_NAMESPACE)? != record.user_namespace {
                 return Err(error.into());
             }
             match namespace::join(pidfd.as_fd(), ThreadNameSpaceType::MOUNT) {
                 Err(error) if error.errno == Errno::SRCH => return Ok(false),
                 joined => joined?,
             }
-        }
-        Err(error) if matches!(error.errno, Errno::PERM | Errno::ACCESS) => {
-            return Err(PauseError::OtherNamespace {
-                pid: record.identity.pid,
-                errno: error.errno,
-            });
         }
         Err(error) => return Err(error.into()),
     }
@@ -351,9 +344,19 @@ fn establish(request: &PauseRequest, host: &HostFiles) -> Result<Option<Record>,
     };
     let sources = Sources::now(host);
     let recorded = dir.read()?;
+    let own_user = NamespaceKey::at(OWN_USER_NAMESPACE)?;
     let recorded_lives = match &recorded {
-        Some(record) => record.open_live()?.is_some(),
         None => false,
+        Some(record) if record.is_for(own_user) => record.open_live()?.is_some(),
+        // Two namespaces share a runtime directory. The outer one's processes are in charge of it.
+        Some(record) if !record.identity.is_running() || search::is_below(record, own_user) => {
+            false
+        }
+        Some(record) => {
+            return Err(PauseError::OtherNamespace {
+                pid: record.identity.pid,
+            });
+        }
     };
     let living = if recorded_lives {
         recorded.clone()
@@ -383,7 +386,7 @@ fn establish(request: &PauseRequest, host: &HostFiles) -> Result<Option<Record>,
             None => Ok(None),
         };
     }
-    let ranges = ranges_on_host(request, request.gid, host)?;
+    let ranges = ranges_on_host(rustix::process::getgid().as_raw(), host)?;
     let created = creation::create(&Place::Fresh(ranges.maps.clone()), host)?;
     let record = Record {
         host_maps: ranges.maps,
@@ -400,13 +403,9 @@ struct RangesOnHost {
     single_id_reason: Option<String>,
 }
 
-fn ranges_on_host(
-    request: &PauseRequest,
-    gid: u32,
-    host: &HostFiles,
-) -> Result<RangesOnHost, SubordinateIdError> {
+fn ranges_on_host(gid: u32, host: &HostFiles) -> Result<RangesOnHost, SubordinateIdError> {
     let login = Login {
-        uid: request.uid,
+        uid: rustix::process::getuid().as_raw(),
         gid,
     };
     let (ids, single_id_reason) = match subordinate_ids::lookup(login, host) {
@@ -430,7 +429,7 @@ fn judge(
 ) -> Result<Option<Record>, PauseError> {
     let unchanged = record.sources == *sources;
     // From inside, the login is UID 0 and the host's files speak of somebody else.
-    let inside = NamespaceKey::at("/proc/self/ns/user")? == record.user_namespace;
+    let inside = NamespaceKey::at(OWN_USER_NAMESPACE)? == record.user_namespace;
     if inside || (unchanged && record.stale_ranges.is_none()) {
         return Ok(Some(record));
     }
@@ -442,8 +441,9 @@ fn judge(
         return Ok(Some(record));
     }
     // Whichever group the login happens to have now (newgrp) must not count as a change.
-    let gid = record.host_maps.gid.to_outside(0).unwrap_or(request.gid);
-    let changed = match ranges_on_host(request, gid, host) {
+    let own_gid = rustix::process::getgid().as_raw();
+    let gid = record.host_maps.gid.to_outside(0).unwrap_or(own_gid);
+    let changed = match ranges_on_host(gid, host) {
         Ok(ranges) if ranges.maps == record.host_maps => {
             return Ok(Some(Record {
                 sources: sources.clone(),
@@ -454,10 +454,8 @@ fn judge(
         }
         Ok(_) if !occupied => return Ok(None),
         Ok(ranges) => ranges.single_id_reason.unwrap_or_else(|| {
-            format!(
-                "the subordinate IDs of UID {} on this host have changed",
-                request.uid
-            )
+            let uid = rustix::process::getuid();
+            format!("the subordinate IDs of UID {uid} on this host have changed")
         }),
         Err(error) if !occupied => return Err(error.into()),
         Err(error) => error.to_string(),
@@ -479,6 +477,7 @@ fn blank_record(created: &creation::Created, request: &PauseRequest) -> Result<R
         identity: created.identity,
         user_namespace: NamespaceKey::at(&format!("/proc/{pid}/ns/user"))?,
         mount_namespace: NamespaceKey::at(&format!("/proc/{pid}/ns/mnt"))?,
+        made_from: NamespaceKey::at(OWN_USER_NAMESPACE)?,
         runtime_dir: record::name_of(&request.runtime_dir),
         host_maps: IdMaps::default(),
         single_id_reason: None,
@@ -500,6 +499,7 @@ fn record_of_survivor(
     Ok(match dead {
         Some(dead) => Record {
             identity: blank.identity,
+            // A new process made from inside is still the outside's to use.
             mount_namespace: blank.mount_namespace,
             ..dead.clone()
         },

@@ -4,12 +4,13 @@ use std::io::Read as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use selkie_sys::errno::{Attempt, SysError};
 use selkie_sys::namespace::{self, NamespaceKey};
-use selkie_sys::process_identity::ProcessIdentity;
+use selkie_sys::process_identity::{self, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 
 use super::PauseError;
@@ -30,6 +31,8 @@ pub(super) struct Record {
     pub identity: ProcessIdentity,
     pub user_namespace: NamespaceKey,
     pub mount_namespace: NamespaceKey,
+    /// The user namespace its maps speak of: the one of who first made it.
+    pub made_from: NamespaceKey,
     /// The directory it was made for: one login may have several (other `XDG_RUNTIME_DIR`s), and
     /// each has its own pause process. Lossy UTF-8, only ever compared.
     pub runtime_dir: String,
@@ -41,6 +44,11 @@ pub(super) struct Record {
 }
 
 impl Record {
+    /// True for a caller in that user namespace: the pause process's own or the one around it.
+    pub fn is_for(&self, caller: NamespaceKey) -> bool {
+        [self.made_from, self.user_namespace].contains(&caller)
+    }
+
     /// A pidfd for the pause process if it still lives and still is what the record says. Nothing
     /// but the kernel is believed: a recycled PID fails on its start time, another of the login's
     /// namespaces on its key, another login's on its owner.
@@ -51,14 +59,17 @@ impl Record {
         let path = format!("/proc/{}/ns/user", self.identity.pid);
         let user = match rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
             Ok(user) => user,
-            // A zombie has no namespaces; a process of somebody else does not show them.
+            // A process of somebody else does not show its namespaces.
             Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM) => return Ok(None),
             Err(errno) => return Err(SysError::new(format!("open {path}"), errno).into()),
         };
         use std::os::fd::AsFd as _;
         let same = NamespaceKey::of(user.as_fd())? == self.user_namespace
             && namespace::owner_uid(user.as_fd())? == rustix::process::getuid().as_raw();
-        Ok(same.then_some(pidfd))
+        // Where nobody reaps orphans (PID 1 of many containers) the dead stay visible as zombies,
+        // with their user namespace.
+        let dead = process_identity::wait_for_exit(&pidfd, Some(Duration::ZERO))?;
+        Ok((same && !dead).then_some(pidfd))
     }
 }
 

@@ -13,7 +13,7 @@ use selkie_sys::process_identity::{self, ProcessIdentity};
 
 use super::creation::{Mounts, PROCESS_NAME, Place};
 use super::record::{Record, name_of, parse_record};
-use super::{PauseError, PauseRequest};
+use super::{OWN_USER_NAMESPACE, PauseError, PauseRequest};
 use crate::id_map::{IdMap, IdMaps};
 
 /// Deeper than the kernel nests user namespaces (32).
@@ -23,7 +23,7 @@ const DEEPEST_NESTING: usize = 33;
 /// carries. What the record says is checked against the kernel: only the namespace right below our
 /// own, made by this UID, in our PID namespace, counts; so no container can pose as one.
 pub(super) fn lost_pause(runtime_dir: &Path) -> Result<Option<Record>, PauseError> {
-    let own_user = NamespaceKey::at("/proc/self/ns/user")?;
+    let own_user = NamespaceKey::at(OWN_USER_NAMESPACE)?;
     let own_pid = NamespaceKey::at("/proc/self/ns/pid")?;
     let name = name_of(runtime_dir);
     for pid in processes() {
@@ -84,7 +84,7 @@ pub(super) fn surviving_place(
             return Ok(Some(place));
         }
     }
-    let own_user = NamespaceKey::at("/proc/self/ns/user")?;
+    let own_user = NamespaceKey::at(OWN_USER_NAMESPACE)?;
     for survivor in (request.find_survivors)(&request.survivors_dir) {
         if let Some(place) = around_survivor(survivor, own_user)? {
             return Ok(Some(place));
@@ -95,7 +95,7 @@ pub(super) fn surviving_place(
 
 /// The caller runs inside the namespace already (`selkie unshare`).
 fn around_ourselves(dead: &Record) -> Result<Option<Place>, PauseError> {
-    if NamespaceKey::at("/proc/self/ns/user")? != dead.user_namespace {
+    if NamespaceKey::at(OWN_USER_NAMESPACE)? != dead.user_namespace {
         return Ok(None);
     }
     let same_mounts = NamespaceKey::at("/proc/self/ns/mnt")? == dead.mount_namespace;
@@ -120,7 +120,7 @@ fn around_own_commands(dead: &Record) -> Result<Option<Place>, PauseError> {
     let Some(own_program) = file_of("/proc/self/exe".to_owned()) else {
         return Ok(None);
     };
-    let own_user = NamespaceKey::at("/proc/self/ns/user")?;
+    let own_user = NamespaceKey::at(OWN_USER_NAMESPACE)?;
     let mut found = None;
     for pid in processes() {
         let user_link = format!("/proc/{pid}/ns/user");
@@ -192,16 +192,28 @@ fn around_survivor(
     }))
 }
 
+/// True when the pause process's namespace lies somewhere below `ancestor`, the caller's own.
+pub(super) fn is_below(record: &Record, ancestor: NamespaceKey) -> bool {
+    let mut next = open_namespace(record.identity.pid, "user");
+    for _ in 0..DEEPEST_NESTING {
+        let Some(current) = next else { return false };
+        if NamespaceKey::of(current.as_fd()).ok() == Some(ancestor) {
+            return true;
+        }
+        next = namespace::parent(current.as_fd()).ok();
+    }
+    false
+}
+
 /// True when anybody but the pause process is in its namespace or below it.
 pub(super) fn anybody_in(record: &Record) -> Result<bool, PauseError> {
-    let own_user = NamespaceKey::at("/proc/self/ns/user")?;
+    let own_user = NamespaceKey::at(OWN_USER_NAMESPACE)?;
     for pid in processes() {
         if pid == record.identity.pid {
             continue;
         }
         // Nearly all processes are in the caller's own namespace: one stat each.
         match NamespaceKey::at(&format!("/proc/{pid}/ns/user")) {
-            Ok(key) if key == record.user_namespace => return Ok(true),
             Ok(key) if key != own_user => {}
             _ => continue,
         }
@@ -209,7 +221,10 @@ pub(super) fn anybody_in(record: &Record) -> Result<bool, PauseError> {
         for _ in 0..DEEPEST_NESTING {
             let Some(current) = next else { break };
             if NamespaceKey::of(current.as_fd())? == record.user_namespace {
-                return Ok(true);
+                if runs(pid) {
+                    return Ok(true);
+                }
+                break;
             }
             next = namespace::parent(current.as_fd()).ok();
         }
@@ -272,6 +287,13 @@ fn carried_record(pid: i32) -> Option<Record> {
             let file = rustix::fs::open(entry.path(), flags, Mode::empty()).ok()?;
             parse_record(file)
         })
+}
+
+/// False for zombies, which keep showing the user namespace they were in.
+fn runs(pid: i32) -> bool {
+    rustix::process::Pid::from_raw(pid)
+        .and_then(|pid| ProcessIdentity::of(pid).ok())
+        .is_some_and(|identity| identity.is_running())
 }
 
 /// PIDs of all processes the caller can see.
