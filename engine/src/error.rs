@@ -84,6 +84,7 @@ impl From<selkie_runtime::launch::LaunchError> for Error {
                 ErrorKind::CommandNotExecutable
             }
             LaunchError::InvalidSpec(_) => ErrorKind::InvalidInput,
+            LaunchError::NotRunning(_) => ErrorKind::Conflict,
             LaunchError::Step { .. } | LaunchError::Sys(_) | LaunchError::Root(_) => {
                 ErrorKind::Machine
             }

@@ -127,6 +127,8 @@ impl Child {
     fn perform(&mut self, step: &Step) -> StepResult {
         match step {
             Step::AssumeRoot { uid, gid } => self.assume_root(*uid, *gid),
+            Step::AssumeJoinedRoot { uid, gid } => self.assume_joined_root(*uid, *gid).plain(),
+            Step::OpenDirectory { slot, path } => self.open_directory(*slot, path).plain(),
             Step::NewSession => new_session(),
             Step::HostName(name) => rustix::system::sethostname(name.as_bytes()).plain(),
             Step::DomainName(name) => rustix::system::setdomainname(name.as_bytes()).plain(),
@@ -154,13 +156,15 @@ impl Child {
                 slot,
                 size,
                 console,
-            } => self.open_terminal(*slot, *size, console).plain(),
+            } => self.open_terminal(*slot, *size, console.as_ref()).plain(),
             Step::Mask { target, null } => self.mask(target, *null).plain(),
             Step::ReadOnly { target } => self.read_only(target).plain(),
             Step::Sysctl {
                 slot, path, value, ..
             } => self.sysctl(*slot, path, value).plain(),
-            Step::OpenWorkingDirectory { path, .. } => self.open_working_directory(path).plain(),
+            Step::OpenWorkingDirectory { path, create, .. } => {
+                self.open_working_directory(path, *create).plain()
+            }
             Step::ReadOnlyRoot => {
                 restrict(self.root().map_err(whole)?, attribute::READ_ONLY, false).plain()
             }
@@ -221,6 +225,19 @@ impl Child {
         // look into it. The parent is done with /proc/PID, which this closes to it too.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(whole)?;
         set_ids(Uid::from_raw(uid), Gid::from_raw(gid)).plain()
+    }
+
+    fn assume_joined_root(&mut self, uid: u32, gid: u32) -> Result<(), Errno> {
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        set_ids(Uid::from_raw(uid), Gid::from_raw(gid))?;
+        self.root = Some(open_directory(rustix::fs::CWD, c"/")?);
+        Ok(())
+    }
+
+    fn open_directory(&mut self, slot: Slot, path: &CStr) -> Result<(), Errno> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        self.slots[slot] = Some(in_root::open(self.root()?, path, flags)?);
+        Ok(())
     }
 
     fn create(
@@ -289,13 +306,15 @@ impl Child {
         &mut self,
         slot: Slot,
         size: Option<(u16, u16)>,
-        console: &Target,
+        console: Option<&Target>,
     ) -> Result<(), Errno> {
         let devpts = self.slot(slot)?;
         let pair = terminal::open(devpts, size)?;
-        let mount = clone_tree(devpts, pair.name(), false)?;
-        let place = in_root::ensure(self.base(console.base)?, &console.path, Kind::File)?;
-        move_onto(mount.as_fd(), place.as_fd())?;
+        if let Some(console) = console {
+            let mount = clone_tree(devpts, pair.name(), false)?;
+            let place = in_root::ensure(self.base(console.base)?, &console.path, Kind::File)?;
+            move_onto(mount.as_fd(), place.as_fd())?;
+        }
         send_one(
             self.channel.as_fd(),
             &[Tag::Terminal as u8],
@@ -341,8 +360,12 @@ impl Child {
         write_all(file.as_fd(), value.as_bytes())
     }
 
-    fn open_working_directory(&mut self, path: &CStr) -> Result<(), Errno> {
-        let directory = in_root::ensure(self.root()?, path, Kind::Directory)?;
+    fn open_working_directory(&mut self, path: &CStr, create: bool) -> Result<(), Errno> {
+        let directory = if create {
+            in_root::ensure(self.root()?, path, Kind::Directory)?
+        } else {
+            in_root::open(self.root()?, path, OFlags::PATH)?
+        };
         if !in_root::is_directory(directory.as_fd())? {
             return Err(Errno::NOTDIR);
         }
@@ -355,12 +378,7 @@ impl Child {
     fn pivot(&mut self, propagation: u64, recursive: bool) -> Result<(), Errno> {
         let root = self.root()?;
         // "/" is still the old root: looking it up does not climb onto what is mounted over it.
-        let old = openat(
-            rustix::fs::CWD,
-            c"/",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let old = open_directory(rustix::fs::CWD, c"/")?;
         rustix::process::fchdir(root)?;
         rustix::process::pivot_root(c".", c".")?;
         rustix::process::fchdir(&old)?;
@@ -566,6 +584,11 @@ fn new_session() -> StepResult {
         Err(Errno::NOSYS) => Ok(()),
         result => result.plain(),
     }
+}
+
+fn open_directory(at: BorrowedFd<'_>, path: &CStr) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(at, path, flags, Mode::empty())
 }
 
 fn set_ids(uid: Uid, gid: Gid) -> Result<(), Errno> {

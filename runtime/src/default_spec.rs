@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 
 use oci_spec::runtime::{
-    Capabilities, Capability, Linux, LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder,
-    LinuxNamespace, LinuxNamespaceType, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
-    Process, Root, Spec, User,
+    Capability, Linux, LinuxCapabilities, LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespace,
+    LinuxNamespaceType, Mount, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, Root,
+    Spec, User,
 };
 
 use crate::launch::LaunchError;
@@ -268,17 +268,27 @@ impl DefaultSpec {
         let mounts = self.all_mounts();
         let (masked, read_only) = self.hidden_paths();
 
+        // Users other than root keep nothing of the above across exec, unless it is ambient: they
+        // get what was asked for by name. The launcher, which learns who the user is, gives these
+        // to nobody else.
+        let (add_all, added) = parse_capabilities(&self.cap_add)?;
+        let mut ambient = capability_set.clone();
+        ambient.retain(|capability| add_all || added.contains(capability));
+
         let mut user = User::default();
-        if !self.user.is_empty() {
-            user.set_username(Some(self.user));
-        }
+        // Root too is looked up, for its home and its supplementary groups.
+        user.set_username(Some(if self.user.is_empty() {
+            "0".into()
+        } else {
+            self.user
+        }));
         let mut granted = LinuxCapabilities::default();
         granted
             .set_bounding(Some(capability_set.clone()))
             .set_effective(Some(capability_set.clone()))
             .set_permitted(Some(capability_set))
-            .set_inheritable(Some(Capabilities::new()))
-            .set_ambient(Some(Capabilities::new()));
+            .set_inheritable(Some(ambient.clone()))
+            .set_ambient(Some(ambient));
         let mut process = Process::default();
         process
             .set_terminal(Some(self.terminal))

@@ -19,20 +19,20 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Process, Spec};
+use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
-use selkie_sys::clone::{Side, clone3};
+use selkie_sys::SysResult;
+use selkie_sys::clone::{CloneNamespaces, Side};
 use selkie_sys::errno::Attempt;
 use selkie_sys::fd_passing::{receive_one, send_one};
 use selkie_sys::process_identity::ProcessIdentity;
-use selkie_sys::{SysError, SysResult, namespace};
 
 use crate::child::{self, Buffers};
+use crate::passage::{Existing, clone_through};
 use crate::prepare::{self, Map, Namespaces, Preparation, invalid};
 use crate::protocol::{Failure, Tag};
 use crate::script::{Script, ScriptStdio, Step};
-use crate::seccomp_filter;
 use crate::spawn::{Handover, Setup, Wording, give_pipes, protocol_error};
 use crate::user_database::{self, ResolvedUser, UserError};
 
@@ -172,14 +172,7 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
             LinuxPersonalityDomain::PerLinux32 => 8,
         }));
     }
-    let filter = linux.seccomp().as_ref();
-    let filter = filter
-        .map(|rules| {
-            let program = seccomp_filter::compiled(rules, seccomp_cache_dir)?;
-            let flags = seccomp_filter::filter_flags(rules);
-            Ok::<_, LaunchError>(Step::Seccomp { program, flags })
-        })
-        .transpose()?;
+    let filter = prepare::filter(linux.seccomp().as_ref(), seccomp_cache_dir)?;
     steps.extend(prepare::final_steps(
         process,
         maps.gid.is_single(),
@@ -204,18 +197,14 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
     // /proc/PID of a process that is not dumpable belongs to the host's root, which would keep us
     // from writing the maps; joining a namespace may have made us so.
     set_dumpable_behavior(DumpableBehavior::Dumpable).attempt(|| "make this process dumpable")?;
-    let visit = Visit::enter(&namespaces)?;
-    let cloned = clone3(namespaces.new, cgroup);
-    let (pid, pidfd) = match cloned {
-        Ok(Side::Child) => {
+    let existing = Existing::Each(namespaces.joined);
+    let ends = (&parent_end, &child_end);
+    let (pid, pidfd) = match clone_through(&existing, namespaces.new, cgroup, ends)? {
+        Side::Child => {
             drop(parent_end);
             child::run(script, child_end, buffers)
         }
-        Ok(Side::Parent { pid, pidfd }) => (pid, pidfd),
-        Err(error) => {
-            visit.leave()?;
-            return Err(error.into());
-        }
+        Side::Parent { pid, pidfd } => (pid, pidfd),
     };
     drop(child_end);
     let wording = Wording {
@@ -223,7 +212,10 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
         command: command_name(process),
     };
     let setup = Setup::new(pid, pidfd, parent_end, wording);
-    visit.leave()?;
+    if namespaces.new.contains(CloneNamespaces::USER) {
+        write_proc(pid, "uid_map", &maps.uid.to_proc_text())?;
+        write_proc(pid, "gid_map", &maps.gid.to_proc_text())?;
+    }
     provide(&setup, &maps, &who, provide_root, &script.stdio)?;
     setup.finish()
 }
@@ -236,10 +228,7 @@ fn provide(
     provide_root: &mut ProvideRoot<'_>,
     stdio: &ScriptStdio,
 ) -> Result<(), LaunchError> {
-    let pid = setup.pid().as_raw_nonzero();
-    write_proc(pid, "uid_map", &maps.uid.to_proc_text())?;
-    write_proc(pid, "gid_map", &maps.gid.to_proc_text())?;
-    let path = format!("/proc/{pid}/ns/user");
+    let path = format!("/proc/{}/ns/user", setup.pid().as_raw_nonzero());
     let user_namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .attempt(|| format!("open {path}"))?;
     setup.tell(&[Tag::Maps as u8], None)?;
@@ -247,15 +236,26 @@ fn provide(
     let root = provide_root(user_namespace.as_fd()).map_err(LaunchError::Root)?;
     setup.tell(&[Tag::Root as u8], Some(root.root.as_fd()))?;
 
-    let user = who.resolve(root.root.as_fd(), maps)?;
+    introduce(setup, maps, who, root.root.as_fd(), stdio)
+}
+
+/// Looks up the user in `root` and tells the child.
+pub(crate) fn introduce(
+    setup: &Setup,
+    maps: &Maps,
+    who: &Who,
+    root: BorrowedFd<'_>,
+    stdio: &ScriptStdio,
+) -> Result<(), LaunchError> {
+    let user = who.resolve(root, maps)?;
     if let (Some(uid), Some(gid)) = (maps.uid.to_outside(user.uid), maps.gid.to_outside(user.gid)) {
         give_pipes(stdio, uid, gid)?;
     }
     setup.tell_user(&user)
 }
 
-fn write_proc(pid: std::num::NonZeroI32, name: &str, text: &str) -> SysResult<()> {
-    let path = format!("/proc/{pid}/{name}");
+fn write_proc(pid: Pid, name: &str, text: &str) -> SysResult<()> {
+    let path = format!("/proc/{}/{name}", pid.as_raw_nonzero());
     let attempt = || format!("write {:?} to {path}", text.trim_end());
     let file = open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).attempt(attempt)?;
     // The kernel takes a map in one write.
@@ -269,21 +269,21 @@ pub(crate) fn command_name(process: &Process) -> String {
 }
 
 /// Container ↔ caller.
-struct Maps {
-    uid: Map,
-    gid: Map,
+pub(crate) struct Maps {
+    pub(crate) uid: Map,
+    pub(crate) gid: Map,
 }
 
 /// Who the process is to be, before the root is there.
-struct Who {
+pub(crate) struct Who {
     /// To be resolved; otherwise the numbers below hold.
     name: Option<String>,
     numbers: ResolvedUser,
-    wants_home: bool,
+    pub(crate) wants_home: bool,
 }
 
 impl Who {
-    fn of(process: &Process, maps: &Maps) -> Result<Self, LaunchError> {
+    pub(crate) fn of(process: &Process, maps: &Maps) -> Result<Self, LaunchError> {
         let user = process.user();
         let numbers = ResolvedUser {
             uid: user.uid(),
@@ -310,7 +310,11 @@ impl Who {
     }
 
     /// Looks up what needs looking up.
-    fn resolve(&self, root: BorrowedFd<'_>, maps: &Maps) -> Result<ResolvedUser, LaunchError> {
+    pub(crate) fn resolve(
+        &self,
+        root: BorrowedFd<'_>,
+        maps: &Maps,
+    ) -> Result<ResolvedUser, LaunchError> {
         let Some(name) = &self.name else {
             let mut user = self.numbers.clone();
             if self.wants_home {
@@ -334,39 +338,6 @@ impl Who {
     }
 }
 
-/// Namespaces the launching process is in only while it clones.
-struct Visit {
-    /// Our own, to go back to.
-    home: Vec<(LinuxNamespaceType, OwnedFd)>,
-}
-
-impl Visit {
-    fn enter(namespaces: &Namespaces) -> Result<Self, LaunchError> {
-        let mut visit = Self { home: Vec::new() };
-        for (kind, there) in &namespaces.joined {
-            let path = format!("/proc/self/ns/{kind}");
-            let here = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .attempt(|| format!("open {path}"))?;
-            if let Err(error) = namespace::join_by_fd(there.as_fd()) {
-                visit.leave()?;
-                let attempt = format!("join the {kind} namespace given in the spec");
-                return Err(SysError::new(attempt, error.errno).into());
-            }
-            visit.home.push((*kind, here));
-        }
-        Ok(visit)
-    }
-
-    fn leave(self) -> SysResult<()> {
-        for (kind, here) in &self.home {
-            namespace::join_by_fd(here.as_fd()).map_err(|error| {
-                SysError::new(format!("go back to our own {kind} namespace"), error.errno)
-            })?;
-        }
-        Ok(())
-    }
-}
-
 /// Why a container did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -384,6 +355,9 @@ pub enum LaunchError {
     /// The user cannot be had (Podman: 126).
     #[error(transparent)]
     User(#[from] UserError),
+    /// The container to run a process in has ended.
+    #[error("the container's process {0} does not run any more")]
+    NotRunning(i32),
     /// The spec asks for what cannot be.
     #[error("{0}")]
     InvalidSpec(String),

@@ -11,6 +11,7 @@ mod in_root;
 mod init;
 pub mod launch;
 mod mount_options;
+mod passage;
 mod prepare;
 mod protocol;
 mod script;

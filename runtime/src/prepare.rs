@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Component, Path};
 
 use oci_spec::runtime::{
-    LinuxIdMapping, LinuxNamespaceType, Mount, PosixRlimitType, Process, Spec,
+    LinuxIdMapping, LinuxIdMappingBuilder, LinuxNamespaceType, LinuxSeccomp, Mount,
+    PosixRlimitType, Process, Spec,
 };
 use rustix::fs::OFlags;
 use rustix::io::Errno;
@@ -24,6 +25,7 @@ use crate::in_root::{self, Kind};
 use crate::launch::LaunchError;
 use crate::mount_options::{MountOptions, attribute, root_propagation};
 use crate::script::{Base, NewFileSystem, Slot, Step, Target};
+use crate::seccomp_filter;
 use crate::user_database::UserError;
 
 type Result<T> = std::result::Result<T, LaunchError>;
@@ -64,12 +66,13 @@ impl Namespaces {
             };
             match namespace.path() {
                 None => namespaces.new |= flag,
-                Some(_) if matches!(kind, LinuxNamespaceType::Mount | LinuxNamespaceType::User) => {
-                    return Err(invalid(format!(
-                        "joining an existing {kind} namespace is not supported"
-                    )));
+                Some(_) if kind == LinuxNamespaceType::Mount => {
+                    return Err(invalid(
+                        "joining an existing mount namespace is not supported",
+                    ));
                 }
                 Some(path) => {
+                    namespaces.new.remove(flag);
                     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
                     let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(
                         |errno| {
@@ -96,6 +99,21 @@ impl Namespaces {
 pub(crate) struct Map(Vec<LinuxIdMapping>);
 
 impl Map {
+    /// What `/proc/PID/uid_map` says.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let lines = text.lines().map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let mut word = || words.next()?.parse::<u32>().ok();
+            LinuxIdMappingBuilder::default()
+                .container_id(word()?)
+                .host_id(word()?)
+                .size(word()?)
+                .build()
+                .ok()
+        });
+        lines.collect::<Option<Vec<_>>>().map(Self)
+    }
+
     pub(crate) fn of(kind: &str, mappings: &Option<Vec<LinuxIdMapping>>) -> Result<Self> {
         match mappings {
             Some(mappings) if !mappings.is_empty() => Ok(Self(mappings.clone())),
@@ -123,7 +141,7 @@ impl Map {
     }
 
     /// 0 when mapped, else the lowest mapped ID.
-    fn acting_root(&self) -> u32 {
+    pub(crate) fn acting_root(&self) -> u32 {
         let ids = self.0.iter().map(LinuxIdMapping::container_id);
         ids.min().unwrap_or(0)
     }
@@ -602,7 +620,7 @@ impl<'a> Preparation<'a> {
         self.on_root.push(Step::OpenTerminal {
             slot,
             size,
-            console,
+            console: Some(console),
         });
         Ok(())
     }
@@ -680,20 +698,7 @@ impl<'a> Preparation<'a> {
 
     /// Working directory, read-only root, and leaving the host's tree.
     pub(crate) fn enter_root(&mut self, process: &Process) -> Result<()> {
-        let cwd = process.cwd();
-        let shown = cwd.display().to_string();
-        if !cwd.is_absolute() {
-            return Err(invalid(format!(
-                "working directory {shown:?}: must be an absolute path"
-            )));
-        }
-        let relative = cwd.strip_prefix("/").unwrap_or(cwd);
-        let relative = relative.as_os_str().as_encoded_bytes();
-        if !relative.is_empty() {
-            let path = c_string(relative, &shown)?;
-            self.on_root
-                .push(Step::OpenWorkingDirectory { path, shown });
-        }
+        self.on_root.extend(working_directory(process, true)?);
         let root = self.spec.root().as_ref();
         if root.and_then(|root| root.readonly()).unwrap_or(false) {
             self.on_root.push(Step::ReadOnlyRoot);
@@ -827,6 +832,38 @@ pub(crate) fn command(process: &Process) -> Result<(PreparedCommand, Vec<CString
     };
     let command = PreparedCommand::new(strings(arguments)?, strings(environment)?);
     Ok((command, candidates))
+}
+
+/// Opens `process.cwd`, unless that is the root, where the process is anyway.
+pub(crate) fn working_directory(process: &Process, create: bool) -> Result<Option<Step>> {
+    let cwd = process.cwd();
+    let shown = cwd.display().to_string();
+    let relative = cwd.strip_prefix("/").map_err(|_| {
+        invalid(format!(
+            "working directory {shown:?}: must be an absolute path"
+        ))
+    })?;
+    let relative = relative.as_os_str().as_encoded_bytes();
+    if relative.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Step::OpenWorkingDirectory {
+        path: c_string(relative, &shown)?,
+        create,
+        shown,
+    }))
+}
+
+/// The step that loads the compiled filter.
+pub(crate) fn filter(
+    rules: Option<&LinuxSeccomp>,
+    cache_dir: Option<&Path>,
+) -> Result<Option<Step>> {
+    let Some(rules) = rules else { return Ok(None) };
+    Ok(Some(Step::Seccomp {
+        program: seccomp_filter::compiled(rules, cache_dir)?,
+        flags: seccomp_filter::filter_flags(rules),
+    }))
 }
 
 /// The steps after the root is entered and the user known, for `launch` and `exec` alike.

@@ -4,6 +4,7 @@
 //! most one descriptor. The order is fixed:
 //!
 //! ```text
+//! intermediate → parent  Child + pidfd   (only where one is needed, see passage.rs)
 //! parent → child   Maps        the ID maps are written
 //! parent → child   Root + fd   the root file system, a detached mount
 //! parent → child   User        who to be
@@ -29,6 +30,7 @@ pub(crate) enum Tag {
     Terminal = b'T',
     Ready = b'W',
     Failed = b'E',
+    Child = b'C',
 }
 
 /// A step of the child's script that did not work.
@@ -44,6 +46,10 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) const LENGTH: usize = 13;
+    /// As `step`: it was not the child but the intermediate process that failed.
+    pub(crate) const PASSAGE: u32 = u32::MAX;
+    /// As `detail` of [`Self::PASSAGE`]: at the clone.
+    pub(crate) const CLONE_DETAIL: u32 = u32::MAX;
 
     pub(crate) fn encode(&self) -> [u8; Self::LENGTH] {
         let mut bytes = [0; Self::LENGTH];

@@ -75,6 +75,10 @@ pub(crate) struct Credentials {
 pub(crate) enum Step {
     /// Waits until the ID maps are written, then becomes the container's root.
     AssumeRoot { uid: u32, gid: u32 },
+    /// Becomes root of the container whose namespaces this process was cloned in.
+    AssumeJoinedRoot { uid: u32, gid: u32 },
+    /// Opens a directory of the container that has been joined.
+    OpenDirectory { slot: Slot, path: CString },
     /// `setsid`, and an own session keyring.
     NewSession,
     /// `sethostname`.
@@ -116,7 +120,8 @@ pub(crate) enum Step {
     OpenTerminal {
         slot: Slot,
         size: Option<(u16, u16)>,
-        console: Target,
+        /// Where it is shown too, for a container's own terminal.
+        console: Option<Target>,
     },
     /// Covers a path with nothing; a missing one is skipped.
     Mask { target: Target, null: Slot },
@@ -129,8 +134,12 @@ pub(crate) enum Step {
         value: String,
         name: String,
     },
-    /// Opens, or makes, the working directory.
-    OpenWorkingDirectory { path: CString, shown: String },
+    /// Opens the working directory; may make it.
+    OpenWorkingDirectory {
+        path: CString,
+        create: bool,
+        shown: String,
+    },
     /// Root read-only.
     ReadOnlyRoot,
     /// Makes the root the only thing there is.
@@ -214,8 +223,11 @@ impl Step {
     /// What the step attempts, for an error message; `detail` as the child reported it.
     pub(crate) fn describe(&self, detail: u32) -> String {
         match self {
-            Self::AssumeRoot { uid, gid } => {
+            Self::AssumeRoot { uid, gid } | Self::AssumeJoinedRoot { uid, gid } => {
                 format!("become {uid}:{gid} of the container's user namespace")
+            }
+            Self::OpenDirectory { path, .. } => {
+                format!("open /{} in the container", path.to_string_lossy())
             }
             Self::NewSession => "start a session with a keyring of its own".into(),
             Self::HostName(name) => format!("set the host name to {name:?}"),

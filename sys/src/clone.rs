@@ -60,6 +60,25 @@ pub fn fork() -> SysResult<Side> {
 /// # Errors
 /// `EBUSY` when the caller has more than one thread; otherwise the kernel's errno.
 pub fn clone3(namespaces: CloneNamespaces, cgroup: Option<BorrowedFd<'_>>) -> SysResult<Side> {
+    clone_with(namespaces, cgroup, 0, libc::SIGCHLD)
+}
+
+/// Like [`clone3`], but the new process becomes a child of the caller's parent (`CLONE_PARENT`),
+/// which is signalled as for the caller and has to reap it.
+pub fn clone3_sibling(
+    namespaces: CloneNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> SysResult<Side> {
+    // The kernel takes no exit signal together with CLONE_PARENT.
+    clone_with(namespaces, cgroup, libc::CLONE_PARENT as u64, 0)
+}
+
+fn clone_with(
+    namespaces: CloneNamespaces,
+    cgroup: Option<BorrowedFd<'_>>,
+    flags: u64,
+    exit_signal: libc::c_int,
+) -> SysResult<Side> {
     if !is_single_threaded() {
         return Err(SysError::new(
             "clone a process while other threads run",
@@ -69,9 +88,9 @@ pub fn clone3(namespaces: CloneNamespaces, cgroup: Option<BorrowedFd<'_>>) -> Sy
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain integers; all-zero is its documented default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces.bits() | libc::CLONE_PIDFD as u64;
+    args.flags = namespaces.bits() | libc::CLONE_PIDFD as u64 | flags;
     args.pidfd = &raw mut pidfd as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.exit_signal = exit_signal as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
