@@ -63,14 +63,9 @@ impl Store {
         let tree = flatten(self, &layers)?;
         let temporary = format!("tmp/index-{}", unique_name()?);
         let result = write_index(self, &tree, chain_id, &temporary).and_then(|()| {
-            // Covers the layers' new names, too, which `commit` left to the file system.
-            self.sync()?;
             rustix::fs::renameat(self.directory(), &temporary, self.directory(), &path)
                 .on("make", || self.path(&path))?;
-            for directory in ["layers", "images"] {
-                rustix::fs::fsync(self.open_subdirectory(directory)?)
-                    .on("write to disk", || self.path(directory))?;
-            }
+            self.sync_directory("images")?;
             Ok(chain_id.text())
         });
         if result.is_err() {

@@ -25,7 +25,7 @@ struct Order {
     links: Vec<u32>,
 }
 
-/// Writes the index of `tree` to the new file `relative`.
+/// Writes the index of `tree` to the new file `relative`, durably.
 pub(crate) fn write_index(
     store: &Store,
     tree: &Tree,
@@ -69,7 +69,8 @@ pub(crate) fn write_index(
         chain_id,
         body_checksum,
     };
-    std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(&ids), 0).on("write", path)
+    std::os::unix::fs::FileExt::write_all_at(&file, &header.encode(&ids), 0).on("write", path)?;
+    file.sync_all().on("write to disk", path)
 }
 
 impl Order {

@@ -315,11 +315,17 @@ impl LayerWriter<'_> {
     pub fn commit(mut self, diff_id: &str) -> Result<(), StoreError> {
         let diff_id = Digest::parse(diff_id)?;
         self.send()?;
-        let Done { entries, totals } = match self.worker.take() {
+        let done = match self.worker.take() {
             Some(worker) => worker.join()?,
             None => return Err(after_failure()),
         };
-        entries.finish(
+        let Done {
+            entries,
+            stream,
+            objects,
+            totals,
+        } = done;
+        let entries = entries.finish(
             &LayerHeader {
                 diff_id,
                 tar_size: totals.tar_size,
@@ -329,15 +335,19 @@ impl LayerWriter<'_> {
             }
             .encode(),
         )?;
-        self.store.sync()?;
+        objects.sync(self.store)?;
         let (final_entries, final_stream) = paths(&diff_id);
         let directory = self.store.directory();
-        for (name, target) in [("stream", final_stream), ("entries", final_entries)] {
+        for (name, file, target) in [
+            ("stream", stream, final_stream),
+            ("entries", entries, final_entries),
+        ] {
             let source = format!("{}/{name}", self.temporary);
+            rustix::fs::fsync(file).on("write to disk", || self.store.path(&source))?;
             rustix::fs::renameat(directory, source, directory, &target)
                 .on("make", || self.store.path(&target))?;
         }
-        Ok(())
+        self.store.sync_directory("layers")
     }
 }
 

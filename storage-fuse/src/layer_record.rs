@@ -324,14 +324,16 @@ impl CompressedFile {
             .on("write", || self.path.clone())
     }
 
-    /// Ends the frame and fills the gap left at the start.
-    pub fn finish(self, header: &[u8]) -> Result<(), StoreError> {
+    /// Ends the frame and fills the gap left at the start. The file is not on disk yet.
+    pub fn finish(self, header: &[u8]) -> Result<std::fs::File, StoreError> {
         let file = self
             .encoder
             .finish()
             .and_then(|buffer| buffer.into_inner().map_err(std::io::Error::from))
             .on("write", || self.path.clone())?;
-        std::os::unix::fs::FileExt::write_all_at(&file, header, 0).on("write", || self.path.clone())
+        std::os::unix::fs::FileExt::write_all_at(&file, header, 0)
+            .on("write", || self.path.clone())?;
+        Ok(file)
     }
 }
 

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::layer::{NewEntry, NewEntryKind};
 use crate::layer_record::{CompressedFile, HEADER_SIZE, Piece, encode_entry};
-use crate::object::{LargeObject, ObjectWriter};
+use crate::object::{LargeObject, ObjectWriter, Unsynced};
 use crate::store::{Store, StoreError};
 
 /// Bytes in a batch.
@@ -100,6 +100,8 @@ pub(crate) struct Worker {
 /// The finished but unnamed record files.
 pub(crate) struct Done {
     pub entries: CompressedFile,
+    pub stream: std::fs::File,
+    pub objects: Unsynced,
     pub totals: Totals,
 }
 
@@ -256,9 +258,10 @@ impl State {
     fn finish(mut self) -> Result<Done, StoreError> {
         let totals = self.totals;
         self.stream.write_piece(&Piece::End(totals.tar_size))?;
-        self.stream.finish(&[])?;
         Ok(Done {
             entries: self.entries,
+            stream: self.stream.finish(&[])?,
+            objects: self.objects.into_unsynced(),
             totals,
         })
     }

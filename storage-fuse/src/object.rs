@@ -71,6 +71,20 @@ pub(crate) fn read(
     Ok(content)
 }
 
+/// Up to so many objects of a layer are brought to disk one by one. Beyond that the whole file system
+/// is synced, which costs less than so many single calls, but waits for what others write, too.
+const SYNC_SINGLY: usize = 32;
+
+/// Objects of a layer that may not be on disk yet: also those that were there, since whoever wrote
+/// them may still be at work, or have been killed.
+#[derive(Debug)]
+pub(crate) enum Unsynced {
+    /// These.
+    Few(Vec<OwnedFd>),
+    /// More than are kept open.
+    Many,
+}
+
 /// Writes the objects of one layer.
 #[derive(Debug)]
 pub(crate) struct ObjectWriter {
@@ -80,6 +94,7 @@ pub(crate) struct ObjectWriter {
     /// What this writer has already seen or stored: saves asking the file system again.
     known: HashSet<ObjectId>,
     next_name: u64,
+    unsynced: Unsynced,
 }
 
 impl ObjectWriter {
@@ -89,7 +104,13 @@ impl ObjectWriter {
             temporary,
             known: HashSet::new(),
             next_name: 0,
+            unsynced: Unsynced::Few(Vec::new()),
         }
+    }
+
+    /// Ends writing; what it refers to is still to be brought to disk.
+    pub fn into_unsynced(self) -> Unsynced {
+        self.unsynced
     }
 
     /// Stores content that is in memory.
@@ -100,7 +121,7 @@ impl ObjectWriter {
         }
         let (name, file) = self.create()?;
         self.write(&file, &name, content)?;
-        self.publish(&name, id)?;
+        self.publish(&name, file, id)?;
         Ok(id)
     }
 
@@ -184,7 +205,7 @@ impl ObjectWriter {
             rustix::fs::unlinkat(self.store.directory(), &object.name, AtFlags::empty())
                 .on("remove", || self.store.path(&object.name))?;
         } else {
-            self.publish(&object.name, id)?;
+            self.publish(&object.name, object.file, id)?;
         }
         Ok(id)
     }
@@ -198,6 +219,9 @@ impl ObjectWriter {
             // An object nobody refers to yet may have been cut short by a power cut.
             Ok(stat) if u64::try_from(stat.st_size) == Ok(size) => {
                 self.known.insert(*id);
+                if let Some(files) = self.unsynced.few() {
+                    files.push(open(&self.store, id, size)?.into());
+                }
                 Ok(true)
             }
             Ok(_) | Err(Errno::NOENT) => Ok(false),
@@ -229,7 +253,7 @@ impl ObjectWriter {
         Ok(())
     }
 
-    fn publish(&mut self, name: &str, id: ObjectId) -> Result<(), StoreError> {
+    fn publish(&mut self, name: &str, file: OwnedFd, id: ObjectId) -> Result<(), StoreError> {
         let directory = self.store.directory();
         let path = id.path();
         let mut result = rustix::fs::renameat(directory, name, directory, &path);
@@ -243,7 +267,33 @@ impl ObjectWriter {
         }
         result.on("make", || self.store.path(&path))?;
         self.known.insert(id);
+        if let Some(files) = self.unsynced.few() {
+            files.push(file);
+        }
         Ok(())
+    }
+}
+
+impl Unsynced {
+    /// The list to add one more to, unless it is too long already.
+    fn few(&mut self) -> Option<&mut Vec<OwnedFd>> {
+        if matches!(self, Unsynced::Few(files) if files.len() >= SYNC_SINGLY) {
+            *self = Unsynced::Many;
+        }
+        match self {
+            Unsynced::Few(files) => Some(files),
+            Unsynced::Many => None,
+        }
+    }
+
+    /// Brings the objects to disk.
+    pub fn sync(self, store: &Store) -> Result<(), StoreError> {
+        match self {
+            Unsynced::Many => store.sync(),
+            Unsynced::Few(files) => files.iter().try_for_each(|file| {
+                rustix::fs::fsync(file).on("write to disk", || store.path("objects"))
+            }),
+        }
     }
 }
 

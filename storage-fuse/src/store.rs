@@ -18,9 +18,10 @@
 //! # Rules
 //!
 //! * A file appears under its final name complete, by `rename`, and is never changed afterwards.
-//! * A layer's `entries` file is renamed last, after a `syncfs` that covers every object it names;
-//!   an index likewise. So whatever is visible after a power cut is whole. An object that no layer
-//!   names yet may be cut short then; writers therefore compare its length before they reuse it.
+//! * A layer's `entries` file is renamed last, when every object it names is on disk (by `syncfs`, or
+//!   one by one where few are new); an index likewise. So whatever is visible after a power cut is
+//!   whole. An object that no layer names yet may be cut short then; writers therefore compare its
+//!   length before they reuse it.
 //! * Whoever adds layers holds the lock shared until something that counts as live (the caller's
 //!   database) refers to them; whoever removes garbage takes it exclusively *before* working out
 //!   what is live. See [`Store::lock_shared`] and [`Store::lock_exclusive`].
@@ -246,11 +247,16 @@ impl Store {
         rustix::fs::statat(self.directory(), relative, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Brings everything written so far to disk.
+    /// Brings everything written so far to disk, by whomever.
     pub(crate) fn sync(&self) -> Result<(), StoreError> {
         // The root is held by an O_PATH descriptor, which syncfs does not take.
         let directory = self.open_subdirectory("tmp")?;
         rustix::fs::syncfs(directory).on("write to disk", || self.root.clone())
+    }
+
+    /// Brings the names in a directory to disk.
+    pub(crate) fn sync_directory(&self, name: &str) -> Result<(), StoreError> {
+        rustix::fs::fsync(self.open_subdirectory(name)?).on("write to disk", || self.path(name))
     }
 
     /// A directory directly below the root, opened for reading.

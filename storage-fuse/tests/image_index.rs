@@ -9,7 +9,7 @@ use sample::*;
 use selkie_storage::{Store, StoreError};
 
 fn store() -> (tempfile::TempDir, Store) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let store = Store::open(&directory.path().join("store")).unwrap();
     (directory, store)
 }

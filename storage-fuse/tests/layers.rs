@@ -10,7 +10,7 @@ use selkie_storage::layer::{MAX_DEPTH, NewEntryKind};
 use selkie_storage::{Store, StoreError};
 
 fn store() -> (tempfile::TempDir, Store) {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = scratch();
     let store = Store::open(&directory.path().join("store")).unwrap();
     (directory, store)
 }

@@ -48,7 +48,7 @@ fn upper() -> Vec<Sample> {
 #[test]
 fn format_1_opens_and_reads() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1");
-    let copy = tempfile::tempdir().unwrap();
+    let copy = scratch();
     copy_tree(&fixture, copy.path());
     let store = Store::open(copy.path()).unwrap();
     let layers = [diff_id(&lower()), diff_id(&upper())];

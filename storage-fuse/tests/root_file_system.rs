@@ -120,8 +120,12 @@ impl Ground {
     }
 
     fn container(&self, chain_id: &str, name: &str, maps: &IdMaps) -> Container {
-        self.mount(chain_id, name, maps, Options::default())
-            .unwrap()
+        // Unmounting others waits until the whole file system is synced.
+        let volatile = Options {
+            volatile: true,
+            ..Options::default()
+        };
+        self.mount(chain_id, name, maps, volatile).unwrap()
     }
 
     fn trees(&self) -> BTreeSet<String> {
@@ -351,14 +355,17 @@ fn what_was_written_is_there_again(scratch: &Path) {
     ];
     let chain_id = write_image(&ground.store, &[&image]).unwrap();
     let maps = slice(5000, 1000);
-    ground.container(&chain_id, "one", &maps).run(|| {
+    let lasting = Options::default();
+    let container = ground.mount(&chain_id, "one", &maps, lasting).unwrap();
+    container.run(|| {
         assert_eq!((owner("/"), mode("/")), ((3, 4), 0o751));
         std::fs::write("/a", "upper").unwrap();
         std::fs::remove_file("/b").unwrap();
         std::fs::set_permissions("/", std::fs::Permissions::from_mode(0o700)).unwrap();
         std::os::unix::fs::chown("/", Some(1), Some(2)).unwrap();
     });
-    ground.container(&chain_id, "one", &maps).run(|| {
+    let container = ground.mount(&chain_id, "one", &maps, lasting).unwrap();
+    container.run(|| {
         assert_eq!((owner("/"), mode("/")), ((1, 2), 0o700));
         assert_eq!(std::fs::read("/a").unwrap(), b"upper");
         assert!(!Path::new("/b").exists());

@@ -8,6 +8,14 @@ use selkie_storage::layer::{NewEntry, NewEntryKind};
 use selkie_storage::{Store, StoreError};
 use sha2::{Digest, Sha256};
 
+/// A directory in memory where there is one: each commit waits for the disk, and a busy one makes
+/// tests slow.
+pub fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 /// An entry and, for a file, its content.
 #[derive(Debug, Clone)]
 pub struct Sample {
