@@ -9,6 +9,7 @@ pub mod exec;
 pub mod images;
 mod layout;
 mod log_writer;
+pub mod logs;
 mod monitor;
 pub mod options;
 mod spec;
