@@ -135,7 +135,14 @@ impl Engine {
             ));
         };
         let config = exec_config(self.stored_config(id)?, options)?;
-        let spec = spec::build(&self.config, &config, "", &IdMaps::default(), &[])?;
+        let spec = spec::build(
+            &self.config,
+            &config,
+            "",
+            &IdMaps::default(),
+            &self.pause.host_maps,
+            &[],
+        )?;
         Ok((state, spec))
     }
 

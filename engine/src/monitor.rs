@@ -25,7 +25,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio};
 use selkie_storage::container_layer::ContainerLayer;
-use selkie_storage::presenter::{Presenter, RootRequest};
+use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
 use selkie_sys::process_identity::ProcessIdentity;
 use selkie_sys::signal_queue::{SignalName, SignalQueue};
 use serde::{Deserialize, Serialize};
@@ -40,7 +40,9 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
+use crate::options::MountSource;
 use crate::state::{self, RunState, boot_id, now};
+use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
 
@@ -220,12 +222,27 @@ impl<'e> Monitor<'e> {
             &launch.lock.path,
             &launch.maps,
         )?;
-        let spec = spec::build(&engine.config, &launch.config, &host, &launch.maps, &etc)?;
+        let spec = spec::build(
+            &engine.config,
+            &launch.config,
+            &host,
+            &launch.maps,
+            &engine.pause.host_maps,
+            &etc,
+        )?;
         let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
 
+        let mut first_uses = self.prepare_volumes()?;
         let mut provide_root = |user_namespace: BorrowedFd<'_>| {
             let root = self.mount_root(presenter.as_ref(), layer.as_ref(), user_namespace)?;
+            for (first_use, copy_up) in first_uses.drain(..) {
+                if copy_up {
+                    first_use.fill(root.as_fd())?;
+                } else {
+                    first_use.done()?;
+                }
+            }
             Ok(ProvidedRoot { root })
         };
         let mut launched = selkie_runtime::launch::launch(LaunchRequest {
@@ -268,8 +285,7 @@ impl<'e> Monitor<'e> {
         user_namespace: BorrowedFd<'_>,
     ) -> std::result::Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
         if let Some(directory) = self.launch.root_directory() {
-            let directory = open_dir(directory)?;
-            return Ok(selkie_sys::mount::clone_detached(directory.as_fd(), true)?);
+            return Ok(bind_root(directory)?);
         }
         match (&self.launch.chain_id, layer) {
             (Some(chain_id), Some(layer)) => Ok(presenter.mount_root(
@@ -285,6 +301,27 @@ impl<'e> Monitor<'e> {
             )?),
             _ => Err("the container's image is gone".into()),
         }
+    }
+
+    /// Makes the volumes' directories; those that are used for the first time, and whether the image's
+    /// content is wanted in them.
+    fn prepare_volumes(&self) -> Result<Vec<(FirstUse, bool)>> {
+        let mut first_uses = Vec::new();
+        let mut prepared = Vec::new();
+        for mount in &self.launch.config.options.mounts {
+            if let MountSource::Volume(name) = &mount.source {
+                // Mounted twice, its first place decides (and its lock is held already).
+                if prepared.contains(&name) {
+                    continue;
+                }
+                prepared.push(name);
+                let paths = &self.engine.config;
+                let first_use =
+                    content::prepare(paths, name, &mount.destination, &self.launch.maps)?;
+                first_uses.extend(first_use.map(|first_use| (first_use, mount.copy_up)));
+            }
+        }
+        Ok(first_uses)
     }
 
     /// The container's ends and ours.

@@ -14,7 +14,8 @@ use crate::options::{MountOption, MountSource, NetworkMode, PidMode, SeccompOpti
 /// Writable memory on a read-only root, as Podman's `--read-only-tmpfs`.
 const READ_ONLY_TMPFS: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
 
-/// The spec. `etc` are (file, path in the container) pairs to bind.
+/// The spec. `maps` are the container's (to the pause namespace), `pause_maps` that one's own (to the
+/// host), `etc` (file, path in the container) pairs to bind.
 ///
 /// # Errors
 /// `InvalidInput`: unknown capabilities or limits, a bad seccomp profile.
@@ -23,6 +24,7 @@ pub(crate) fn build(
     config: &ContainerConfig,
     host_name: &str,
     maps: &IdMaps,
+    pause_maps: &IdMaps,
     etc: &[(PathBuf, &'static str)],
 ) -> Result<Spec> {
     let options = &config.options;
@@ -63,8 +65,8 @@ pub(crate) fn build(
             PidMode::Private => PidNamespace::Private,
             PidMode::Host => PidNamespace::Host,
         },
-        uid_maps: triples(&maps.uid),
-        gid_maps: triples(&maps.gid),
+        uid_maps: triples(&maps.uid, &pause_maps.uid),
+        gid_maps: triples(&maps.gid, &pause_maps.gid),
         mounts,
         mask: options.mask.clone(),
         unmask: options.unmask.clone(),
@@ -133,9 +135,48 @@ fn mount(destination: &str, kind: &str, source: &Path, options: &[&str]) -> Moun
     mount
 }
 
-fn triples(map: &IdMap) -> Vec<(u32, u32, u32)> {
-    map.extents()
-        .iter()
-        .map(|extent| (extent.inside, extent.outside, extent.count))
-        .collect()
+/// The map as the kernel takes it: each extent must lie within one extent of the parent's own map
+/// (user_namespaces(7)), where ours are merged as far as their numbers allow.
+fn triples(map: &IdMap, parent: &IdMap) -> Vec<(u32, u32, u32)> {
+    let mut triples = Vec::new();
+    for extent in map.extents() {
+        let mut done = 0;
+        while done < extent.count {
+            let outside = extent.outside + done;
+            let left = extent.count - done;
+            let count = parent
+                .extents()
+                .iter()
+                .find(|held| outside >= held.inside && outside - held.inside < held.count)
+                .map_or(left, |held| left.min(held.count - (outside - held.inside)));
+            triples.push((extent.inside + done, outside, count));
+            done += count;
+        }
+    }
+    triples
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use selkie_userns::IdExtent;
+
+    #[test]
+    fn extents_do_not_cross_those_of_the_parent() {
+        let extent = |inside, outside, count| IdExtent {
+            inside,
+            outside,
+            count,
+        };
+        let parent = IdMap::new(vec![
+            extent(0, 1000, 1),
+            extent(1, 100_000, 10),
+            extent(11, 300_000, 5),
+        ])
+        .unwrap();
+        let all = IdMap::single(0, 0, 16).unwrap();
+        assert_eq!(triples(&all, &parent), [(0, 0, 1), (1, 1, 10), (11, 11, 5)]);
+        let part = IdMap::single(7, 9, 4).unwrap();
+        assert_eq!(triples(&part, &parent), [(7, 9, 2), (9, 11, 2)]);
+    }
 }

@@ -5,6 +5,8 @@
 //! done while nobody uses the volume. `moving_to` records such a change before it begins, so that a
 //! crash in the middle is finished by the next user.
 
+pub(crate) mod content;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -70,6 +72,7 @@ impl Engine {
             )?;
             Ok(())
         })?;
+        content::make(&self.config, &name)?;
         Ok(name)
     }
 
