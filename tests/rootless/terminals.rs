@@ -114,6 +114,11 @@ impl Session {
     fn wait_until_raw(&self) -> Result<()> {
         let cooked = LocalModes::ICANON | LocalModes::ECHO;
         eventually("the caller's terminal is raw", || {
+            ensure!(
+                crate::processes::is_alive(self.running.pid()),
+                "the command has ended: {:?}",
+                self.text()
+            );
             Ok(!tcgetattr(&self.slave)?.local_modes.intersects(cooked))
         })
     }
@@ -129,7 +134,10 @@ impl Session {
 
     fn wait_for(&self, text: &str) -> Result<()> {
         eventually(&format!("the terminal shows {text:?}"), || {
-            Ok(self.text().contains(text))
+            let has_ended = !crate::processes::is_alive(self.running.pid());
+            let is_shown = self.text().contains(text);
+            ensure!(is_shown || !has_ended, "the command has ended");
+            Ok(is_shown)
         })
         .with_context(|| format!("it shows {:?}", self.text()))
     }

@@ -390,6 +390,10 @@ fn a_link_in_the_image_leads_nowhere_else(ground: &'static Ground) -> Result<()>
     let archive = archive.to_string_lossy();
     login.ok(&["export", "--output", &archive, &container])?;
     login.ok(&["import", &archive, "trap"])?;
+    expect_eq(
+        login.ok(&["run", "--rm", "trap", "/bin/sh", "-c", "readlink /data"])?,
+        target.to_string_lossy(),
+    )?;
     // The links lead to nothing inside: the container may start or be refused, as long as
     // nothing outside is touched.
     let script = "echo x >/data/file; grep -c localhost /etc/hosts";
