@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,8 @@ impl ProcessIdentity {
     /// `ESRCH` when there is no such process.
     pub fn of(pid: Pid) -> SysResult<Self> {
         let raw = pid.as_raw_nonzero().get();
-        let stat = std::fs::read_to_string(format!("/proc/{raw}/stat"))
-            .map_err(|_| SysError::new(format!("read /proc/{raw}/stat"), Errno::SRCH))?;
+        let stat = read_stat(raw)
+            .ok_or_else(|| SysError::new(format!("read /proc/{raw}/stat"), Errno::SRCH))?;
         let start_time = parse_start_time(&stat)
             .ok_or_else(|| SysError::new(format!("parse /proc/{raw}/stat"), Errno::INVAL))?;
         Ok(Self {
@@ -62,7 +63,7 @@ impl ProcessIdentity {
 
     /// True while the process runs (a zombie does not).
     pub fn is_running(&self) -> bool {
-        std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).is_ok_and(|stat| {
+        read_stat(self.pid).is_some_and(|stat| {
             parse_start_time(&stat) == Some(self.start_time)
                 && !matches!(parse_state(&stat), Some('Z' | 'X'))
         })
@@ -118,6 +119,17 @@ pub fn send_signal(pidfd: impl std::os::fd::AsFd, signal: i32) -> SysResult<()> 
     Ok(())
 }
 
+/// The line of `/proc/PID/stat`, `None` when there is no such process. One read: the kernel makes
+/// the line anew for every file, and its numbers and 64-byte name always fit.
+fn read_stat(pid: i32) -> Option<String> {
+    let path = format!("/proc/{pid}/stat");
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut line = [0u8; 2048];
+    let length = rustix::io::read(file, &mut line).ok()?;
+    // Command names are bytes.
+    Some(String::from_utf8_lossy(&line[..length]).into_owned())
+}
+
 /// The fields after the command name, which itself may hold spaces and parentheses.
 fn after_comm(stat: &str) -> Option<&str> {
     stat.rfind(')').map(|end| &stat[end + 1..])
@@ -149,6 +161,26 @@ mod tests {
         let stat = "7 (a) Z 1 (b)) S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 0 0";
         assert_eq!(parse_start_time(stat), Some(4242));
         assert_eq!(parse_state(stat), Some('S'));
+    }
+
+    #[test]
+    fn processes_with_a_name_that_is_no_text_have_an_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"s\xff) Z\n");
+        let program = dir.path().join(name);
+        std::fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program)
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let identity = Pid::from_raw(child.id() as i32).map(ProcessIdentity::of);
+        let running = identity
+            .clone()
+            .is_some_and(|found| found.unwrap().is_running());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(running);
+        assert!(!identity.unwrap().unwrap().is_running());
     }
 
     #[test]

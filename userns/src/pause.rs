@@ -182,6 +182,12 @@ pub enum PauseError {
     /// Not compiled in.
     #[error("this kernel has no user namespaces (CONFIG_USER_NS); boot a kernel that has them")]
     NotInKernel,
+    /// No further process may be made.
+    #[error(
+        "{0}: this login may not start another process; end some, or raise its limit (ulimit -u, or \
+         the pids limit of its cgroup: TasksMax= in systemd)"
+    )]
+    ProcessLimit(SysError),
     /// Refused, and no known setting explains it.
     #[error(
         "{0}; no sysctl forbids it, so it is probably a seccomp filter or security module around \

@@ -599,6 +599,17 @@ pub fn lookup(login: Login, host: &HostFiles) -> Result<SubordinateIds, Subordin
     };
     let of = |kind, path: &Path| match service.as_deref() {
         Some("files") => from_file(kind, path, login, &names),
+        // Without getsubids the service cannot be asked. libsubid itself goes back to the files
+        // where it has no plug-in for the service.
+        Some(service) if host.find_tool("getsubids").is_none() => {
+            from_file(kind, path, login, &names).map_err(|error| match error.is_absence() {
+                true => SubordinateIdError::NameServiceToolMissing {
+                    nsswitch: host.nsswitch.clone(),
+                    service: service.to_owned(),
+                },
+                false => error,
+            })
+        }
         Some(service) => from_name_service(service, kind, login, &names, host),
         // Without a word from the admin libsubid reads the files; where it is installed and knows
         // more than they say, newuidmap knows it too.

@@ -104,7 +104,7 @@ pub(super) fn create(place: &Place, host: &HostFiles) -> Result<Created, PauseEr
     let (gate_read, gate) = pipe()?;
     let (report, report_write) = pipe()?;
     let carried_record = memory_file()?;
-    match clone::fork()? {
+    match clone::fork().map_err(denied::explain)? {
         Side::Child => {
             let namespaces = match place {
                 Place::Fresh(_) => CloneNamespaces::USER | CloneNamespaces::MOUNT,

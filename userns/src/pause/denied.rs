@@ -12,6 +12,7 @@ pub(super) fn explain(error: SysError) -> PauseError {
     match error.errno {
         Errno::NOSPC | Errno::USERS => limit_reached(error),
         Errno::PERM | Errno::ACCESS => forbidden(error),
+        Errno::AGAIN => PauseError::ProcessLimit(error),
         // clone3 refuses a namespace kind that was not compiled in.
         Errno::INVAL if error.attempt.starts_with("clone3") => PauseError::NotInKernel,
         _ => PauseError::Sys(error),

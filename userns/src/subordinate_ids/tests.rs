@@ -289,6 +289,12 @@ fn the_name_service_helps_out_when_the_files_are_silent_and_nobody_chose() {
 #[test]
 fn the_name_service_can_fail_in_its_own_ways() {
     use SubordinateIdError as E;
+    let files = [("subuid", "alice:100000:65536\n"), ("subgid", "")];
+    let half = Host::new(&[&[PASSWD, SSS], files.as_slice()].concat());
+    assert!(matches!(
+        half.lookup(),
+        Err(E::NameServiceToolMissing { .. })
+    ));
     let missing = Host::new(&[PASSWD, SSS]).lookup().unwrap_err();
     assert!(matches!(&missing, E::NameServiceToolMissing { service, .. } if service == "sss"));
     let nothing = (
