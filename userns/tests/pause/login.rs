@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
-use selkie_userns::subordinate_ids::{self, HostFiles};
+use selkie_userns::subordinate_ids::{self, HostFiles, SubordinateIds};
 
 use crate::probe::Seen;
 
@@ -65,12 +65,8 @@ impl Login {
     }
 
     /// The login's subordinate IDs on this host.
-    pub fn ranges(&self) -> Result<subordinate_ids::SubordinateIds, String> {
-        let login = subordinate_ids::Login {
-            uid: self.uid,
-            gid: self.gid,
-        };
-        subordinate_ids::lookup(login, &HostFiles::default()).map_err(|error| error.to_string())
+    pub fn ranges(&self) -> Result<SubordinateIds, String> {
+        ranges_of(self.uid, self.gid)
     }
 
     /// A new directory of the login's own.
@@ -108,6 +104,20 @@ impl Login {
             eprintln!("the account {} stays behind: {error}", self.name);
         }
     }
+}
+
+/// Whether there will be subordinate IDs: a new account gets some, a caller must have them.
+pub fn can_have_ranges() -> Result<(), String> {
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    match uid.is_root() {
+        true => Ok(()),
+        false => ranges_of(uid.as_raw(), gid.as_raw()).map(|_| ()),
+    }
+}
+
+fn ranges_of(uid: u32, gid: u32) -> Result<SubordinateIds, String> {
+    let login = subordinate_ids::Login { uid, gid };
+    subordinate_ids::lookup(login, &HostFiles::default()).map_err(|error| error.to_string())
 }
 
 /// useradd and userdel do not wait for each other's lock.

@@ -6,6 +6,7 @@ mod probe;
 
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::OnceLock;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use login::{Login, Place, eventually, kill, named, processes_of, refusal, seen};
@@ -17,18 +18,9 @@ fn main() -> ExitCode {
     {
         return probe::run(rest);
     }
-    let login: &'static Login = match Login::prepare() {
-        Ok(login) => Box::leak(Box::new(login)),
-        Err(error) => {
-            eprintln!("cannot prepare a login: {error}");
-            return ExitCode::from(2);
-        }
-    };
-    let ranges = login.ranges();
     let must = std::env::var_os("SELKIE_TEST_MUST").is_some_and(|must| must == "1");
     let mut trials = Vec::new();
-    let mut add = |name: &str, possible: Result<(), String>, test: fn(Place<'_>)| {
-        let place_name = name.to_owned();
+    let mut add = |name: &'static str, possible: Result<(), String>, test: fn(Place<'_>)| {
         let trial = match possible {
             Err(why) if !must => {
                 println!("skipped: {name}: {why}");
@@ -36,7 +28,7 @@ fn main() -> ExitCode {
             }
             Err(why) => Trial::test(name, move || Err(Failed::from(why))),
             Ok(()) => Trial::test(name, move || {
-                test(login.place(&place_name));
+                test(login()?.place(name));
                 Ok(())
             }),
         };
@@ -46,21 +38,32 @@ fn main() -> ExitCode {
         add(name, Ok(()), *test);
     }
     for (name, test) in WITH_RANGES {
-        add(name, ranges.clone().map(|_| ()), *test);
+        add(name, login::can_have_ranges(), *test);
     }
+    let root = rustix::process::getuid().is_root();
     for (name, test) in AS_ROOT {
-        let root = login
-            .has_root()
-            .then_some(())
-            .ok_or("needs root".to_owned());
         // Without root this machine could not have run it, whatever must be.
-        if root.is_ok() || !must {
-            add(name, root, *test);
+        if root || !must {
+            add(
+                name,
+                root.then_some(()).ok_or("needs root".to_owned()),
+                *test,
+            );
         }
     }
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
-    login.end();
+    if let Some(Ok(login)) = LOGIN.get() {
+        login.end();
+    }
     conclusion.exit_code()
+}
+
+static LOGIN: OnceLock<Result<Login, String>> = OnceLock::new();
+
+/// Prepared when the first test runs, so that listing and filtering make no account.
+fn login() -> Result<&'static Login, Failed> {
+    let prepared = LOGIN.get_or_init(Login::prepare).as_ref();
+    prepared.map_err(|error| Failed::from(format!("cannot prepare a login: {error}")))
 }
 
 type Test = (&'static str, fn(Place<'_>));
