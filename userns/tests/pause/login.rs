@@ -96,8 +96,11 @@ impl Login {
         command
     }
 
-    /// Removes the account.
+    /// Removes the account and all directories.
     pub fn end(&self) {
+        if let Err(error) = std::fs::remove_dir_all(self.dir.path()) {
+            eprintln!("{} stays behind: {error}", self.dir.path().display());
+        }
         if self.made
             && let Err(error) = account_tool("userdel", &[&self.name])
         {
