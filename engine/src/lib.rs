@@ -6,6 +6,7 @@ pub mod container;
 pub mod database;
 pub mod error;
 pub mod exec;
+pub mod export;
 pub mod images;
 mod layout;
 mod log_writer;

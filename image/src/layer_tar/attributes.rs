@@ -46,7 +46,7 @@ pub(super) fn check(path: &[u8], name: &[u8], value: &[u8]) -> Result<Vec<u8>, L
 /// Any revision of `struct vfs_cap_data` (linux/capability.h) as revision 2. Revision 3 adds the
 /// root ID of the user namespace it was set in, which means nothing on another host; revision 1
 /// has 32 bits where 2 has 64.
-fn capability_v2(value: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn capability_v2(value: &[u8]) -> Option<Vec<u8>> {
     let magic = u32::from_le_bytes(value.first_chunk::<4>().copied()?);
     let sets = match (magic & REVISION_MASK, value.len()) {
         (REVISION_1, 12) => [&value[4..12], &[0; 8]].concat(),

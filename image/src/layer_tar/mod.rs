@@ -252,6 +252,12 @@ impl LayerError {
     }
 }
 
+/// The value of a `security.capability` attribute in the form layers have it (revision 2, of no
+/// particular user namespace). `None` when it is not one.
+pub fn portable_capability(value: &[u8]) -> Option<Vec<u8>> {
+    attributes::capability_v2(value)
+}
+
 /// A path as it can be shown: bytes that could steer a terminal are escaped.
 fn printable(path: &[u8]) -> String {
     match std::str::from_utf8(path) {
