@@ -1,0 +1,102 @@
+//! Processes of this login's containers that nothing on record accounts for.
+//!
+//! Every process of a container is in a user namespace right below the login's own. Such a process is
+//! accounted for when that namespace is the one of a running container's recorded init, or when its
+//! parent is a monitor that is just starting it. Processes are listed before the records are read, so
+//! whatever starts meanwhile is not in the list.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use selkie_sys::namespace::{NamespaceKey, parent};
+use selkie_sys::process_identity::ProcessIdentity;
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::state;
+
+/// One process.
+pub(super) struct Stray {
+    pub identity: ProcessIdentity,
+    pub name: String,
+    pub reason: String,
+}
+
+struct Candidate {
+    identity: ProcessIdentity,
+    parent: i32,
+    name: String,
+    namespace: NamespaceKey,
+}
+
+/// Finds them.
+pub(super) fn strays(engine: &Engine) -> Result<Vec<Stray>> {
+    let own = NamespaceKey::at("/proc/self/ns/user")?;
+    let mut candidates = Vec::new();
+    for pid in pids()? {
+        if let Some(candidate) = candidate(pid, own) {
+            candidates.push(candidate);
+        }
+    }
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let known: HashSet<NamespaceKey> = state::survivors(&engine.config.containers_dir())
+        .iter()
+        .filter_map(|process| NamespaceKey::at(&format!("/proc/{}/ns/user", process.pid)).ok())
+        .collect();
+    Ok(candidates
+        .into_iter()
+        .filter(|candidate| !known.contains(&candidate.namespace))
+        .filter(|candidate| !is_monitor(candidate.parent, own))
+        .filter(|candidate| candidate.identity.is_running())
+        .map(|candidate| Stray {
+            identity: candidate.identity,
+            name: candidate.name,
+            reason: "it runs in the namespace of a container that does not exist or run any more"
+                .to_owned(),
+        })
+        .collect())
+}
+
+fn pids() -> Result<Vec<i32>> {
+    let failed = |error| Error::machine("list /proc", error);
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc").map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        pids.extend(name.to_str().and_then(|name| name.parse::<i32>().ok()));
+    }
+    Ok(pids)
+}
+
+/// The process, when its user namespace is a child of ours. Whatever cannot be read is somebody
+/// else's, or gone.
+fn candidate(pid: i32, own: NamespaceKey) -> Option<Candidate> {
+    let path = format!("/proc/{pid}/ns/user");
+    let namespace = NamespaceKey::at(&path).ok()?;
+    if namespace == own {
+        return None;
+    }
+    let fd: OwnedFd =
+        rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let above = parent(fd.as_fd()).ok()?;
+    if NamespaceKey::of(above.as_fd()).ok()? != own {
+        return None;
+    }
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(')')?;
+    Some(Candidate {
+        identity: ProcessIdentity::of(rustix::process::Pid::from_raw(pid)?).ok()?,
+        parent: rest.split_ascii_whitespace().nth(1)?.parse().ok()?,
+        name: name.to_owned(),
+        namespace,
+    })
+}
+
+/// A monitor of ours: nothing in a container can be in our user namespace.
+fn is_monitor(pid: i32, own: NamespaceKey) -> bool {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    comm.trim_end() == "selkie-monitor"
+        && NamespaceKey::at(&format!("/proc/{pid}/ns/user")).is_ok_and(|key| key == own)
+}
