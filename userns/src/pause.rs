@@ -4,7 +4,7 @@
 //! is done once per login: a process that does nothing keeps the namespaces, and every command
 //! joins them with one `setns` on its pidfd. A file in the runtime directory says which process.
 //!
-//! *Nearly always* ([`join`]'s hot path, about 25 system calls): read the record, see that the
+//! *Nearly always* ([`join`]'s hot path, about 30 system calls): read the record, see that the
 //! process is the recorded one ([`record::Record::open_live`]), that the host's subordinate ID
 //! files are unchanged, join, go back to the working directory. No lock.
 //!
@@ -273,6 +273,20 @@ pub fn status(request: &PauseRequest) -> Result<Option<PauseStatus>, PauseError>
     }))
 }
 
+/// Living pause processes made for this runtime directory other than `current`, which no command
+/// will ever join: left by a race with whatever emptied the directory, or made by a command that
+/// shared it from another user namespace. Works inside the joined namespace too, from where the
+/// namespaces of such a process cannot be seen, so it goes by owner, name and command line, all of
+/// which processes of the same login could imitate.
+pub fn strays(
+    request: &PauseRequest,
+    current: &ProcessIdentity,
+) -> Result<Vec<ProcessIdentity>, PauseError> {
+    let mut strays = search::titled(&request.runtime_dir);
+    strays.retain(|found| found != current);
+    Ok(strays)
+}
+
 impl Record {
     fn into_joined(self) -> JoinedPause {
         JoinedPause {
@@ -384,7 +398,7 @@ fn establish(request: &PauseRequest, host: &HostFiles) -> Result<Option<Record>,
             None => end(&living)?,
         }
     } else if let Some(place) = search::surviving_place(recorded.as_ref(), request)? {
-        let created = creation::create(&place, host)?;
+        let created = creation::create(&place, &request.runtime_dir, host)?;
         let record = record_of_survivor(&created, request, recorded.as_ref())?;
         return match judge(record, request, host, &sources)? {
             Some(record) => put_on_record(&dir, &lock, created, record),
@@ -393,7 +407,8 @@ fn establish(request: &PauseRequest, host: &HostFiles) -> Result<Option<Record>,
         };
     }
     let ranges = ranges_on_host(rustix::process::getgid().as_raw(), host)?;
-    let created = creation::create(&Place::Fresh(ranges.maps.clone()), host)?;
+    let place = Place::Fresh(ranges.maps.clone());
+    let created = creation::create(&place, &request.runtime_dir, host)?;
     let record = Record {
         host_maps: ranges.maps,
         single_id_reason: ranges.single_id_reason,

@@ -19,6 +19,8 @@
 
 use std::io::BufReader;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use rustix::io::Errno;
@@ -99,7 +101,12 @@ impl Created {
 const GO: &[u8] = b"g";
 
 /// Makes a pause process at `place` and waits until it is ready.
-pub(super) fn create(place: &Place, host: &HostFiles) -> Result<Created, PauseError> {
+pub(super) fn create(
+    place: &Place,
+    runtime_dir: &Path,
+    host: &HostFiles,
+) -> Result<Created, PauseError> {
+    let title = title(runtime_dir);
     let pipe = || pipe_with(PipeFlags::CLOEXEC).attempt(|| "make a pipe");
     let (gate_read, gate) = pipe()?;
     let (report, report_write) = pipe()?;
@@ -113,7 +120,7 @@ pub(super) fn create(place: &Place, host: &HostFiles) -> Result<Created, PauseEr
             match clone::clone3(namespaces, None) {
                 Ok(Side::Child) => {
                     drop(gate);
-                    be_the_pause_process(place, gate_read, report_write, carried_record)
+                    be_the_pause_process(place, &title, gate_read, report_write, carried_record)
                 }
                 Ok(Side::Parent { .. }) => clone::exit_now(0),
                 Err(error) => {
@@ -217,11 +224,18 @@ fn write_maps(
 /// The rest of the pause process's life.
 fn be_the_pause_process(
     place: &Place,
+    title: &[u8],
     gate: OwnedFd,
     report: OwnedFd,
     carried_record: OwnedFd,
 ) -> ! {
-    if let Err(error) = settle(place, gate.as_fd(), report.as_fd(), carried_record.as_fd()) {
+    if let Err(error) = settle(
+        place,
+        title,
+        gate.as_fd(),
+        report.as_fd(),
+        carried_record.as_fd(),
+    ) {
         report_failure(report.as_fd(), &error);
         clone::exit_now(1);
     }
@@ -241,6 +255,7 @@ fn be_the_pause_process(
 
 fn settle(
     place: &Place,
+    title: &[u8],
     gate: BorrowedFd<'_>,
     report: BorrowedFd<'_>,
     carried_record: BorrowedFd<'_>,
@@ -283,8 +298,8 @@ fn settle(
     drop(null);
     let name = std::ffi::CString::new(PROCESS_NAME).unwrap_or_default();
     rustix::thread::set_name(&name).attempt(|| "name the pause process")?;
-    // For `ps` without `-o comm`; where /proc does not let us, the old command line stays.
-    let _ = overwrite_command_line();
+    // For `ps` without `-o comm`, and for `strays`; where /proc does not let us, the old command line stays.
+    let _ = overwrite_command_line(title);
     // Also the lock, and pipes of whoever reads our caller's output until its end.
     clone::close_inherited_descriptors(&[gate, report, carried_record])?;
     rustix::io::write(report, b"R\n").attempt(|| "report that the pause process is ready")?;
@@ -297,22 +312,40 @@ fn receive_host_mounts() -> SysResult<()> {
     rustix::mount::mount_change("/", slave).attempt(|| "mount --make-rslave /")
 }
 
-/// Puts the process's name where `/proc/PID/cmdline` shows the arguments.
-fn overwrite_command_line() -> Option<()> {
+/// What `ps` shows: the name and the runtime directory it serves.
+pub(super) fn title(runtime_dir: &Path) -> Vec<u8> {
+    [
+        PROCESS_NAME.as_bytes(),
+        b" ",
+        runtime_dir.as_os_str().as_bytes(),
+    ]
+    .concat()
+}
+
+/// Puts the title where `/proc/PID/cmdline` shows the arguments. One that is longer than they were
+/// runs on into the environment, which lies behind them and is not used any more: if the last byte
+/// of the arguments is not NUL, the kernel shows all up to the first NUL behind it.
+fn overwrite_command_line(title: &[u8]) -> Option<()> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
-    // Fields 48 and 49 (arg_start, arg_end); the first after the command name is field 3.
+    // Fields 48 to 51 (arg_start, arg_end, env_start, env_end); the first after the command name
+    // is field 3.
     let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
-    let start: u64 = fields.nth(48 - 3)?.parse().ok()?;
-    let end: u64 = fields.next()?.parse().ok()?;
-    let mut arguments = vec![0u8; usize::try_from(end.checked_sub(start)?).ok()?];
-    // The last byte stays NUL, or the kernel would run on into the environment.
-    let length = PROCESS_NAME.len().min(arguments.len().checked_sub(1)?);
-    arguments[..length].copy_from_slice(&PROCESS_NAME.as_bytes()[..length]);
+    let mut field = |skip| fields.nth(skip)?.parse::<u64>().ok();
+    let (start, arguments_end) = (field(48 - 3)?, field(0)?);
+    let (environment_start, environment_end) = (field(0)?, field(0)?);
+    let end = match environment_start == arguments_end {
+        true => environment_end,
+        false => arguments_end,
+    };
+    let mut area = vec![0u8; usize::try_from(end.checked_sub(start)?).ok()?];
+    // The last byte stays NUL.
+    let length = title.len().min(area.len().checked_sub(1)?);
+    area[..length].copy_from_slice(&title[..length]);
     let memory = rustix::fs::open(
         "/proc/self/mem",
         OFlags::WRONLY | OFlags::CLOEXEC,
         Mode::empty(),
     );
-    rustix::io::pwrite(memory.ok()?, &arguments, start).ok()?;
+    rustix::io::pwrite(memory.ok()?, &area, start).ok()?;
     Some(())
 }

@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use selkie_sys::namespace::{self, NamespaceKey};
 use selkie_sys::process_identity::{self, ProcessIdentity};
 
-use super::creation::{Mounts, PROCESS_NAME, Place};
+use super::creation::{Mounts, PROCESS_NAME, Place, title};
 use super::record::{Record, name_of, parse_record};
 use super::{OWN_USER_NAMESPACE, PauseError, PauseRequest};
 use crate::id_map::{IdMap, IdMaps};
@@ -27,8 +27,7 @@ pub(super) fn lost_pause(runtime_dir: &Path) -> Result<Option<Record>, PauseErro
     let own_pid = NamespaceKey::at("/proc/self/ns/pid")?;
     let name = name_of(runtime_dir);
     for pid in processes() {
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        if comm.trim_end() != PROCESS_NAME {
+        if !is_named_pause(pid) {
             continue;
         }
         let Some(mut record) = carried_record(pid) else {
@@ -50,6 +49,40 @@ pub(super) fn lost_pause(runtime_dir: &Path) -> Result<Option<Record>, PauseErro
         }
     }
     Ok(None)
+}
+
+/// Running processes of the caller's UID and PID namespace that show themselves as pause processes
+/// of this runtime directory.
+pub(super) fn titled(runtime_dir: &Path) -> Vec<ProcessIdentity> {
+    let uid = rustix::process::getuid().as_raw();
+    let title = title(runtime_dir);
+    let is_one = |pid: &i32| {
+        rustix::fs::stat(format!("/proc/{pid}")).is_ok_and(|stat| stat.st_uid == uid)
+            && is_named_pause(*pid)
+            // Nothing but NULs follows. (A title cut off for want of room is not recognised.)
+            && std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.strip_prefix(&*title).is_some_and(|rest| rest.iter().all(|byte| *byte == 0)))
+            && in_own_pid_namespace(*pid)
+    };
+    processes()
+        .filter(is_one)
+        .filter_map(|pid| ProcessIdentity::of(rustix::process::Pid::from_raw(pid)?).ok())
+        .filter(ProcessIdentity::is_running)
+        .collect()
+}
+
+fn is_named_pause(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/comm"))
+        .is_ok_and(|comm| comm.trim_end() == PROCESS_NAME)
+}
+
+/// `NSpid` has a number for each PID namespace from `/proc`'s own down to the process's. Unlike
+/// `/proc/PID/ns/pid` it can be read by anybody.
+fn in_own_pid_namespace(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|status| {
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        numbers.is_some_and(|numbers| numbers.split_ascii_whitespace().count() == 1)
+    })
 }
 
 /// The maps of a process's user namespace, as the kernel shows them to the caller.

@@ -222,7 +222,9 @@ fn the_pause_process_holds_nothing_of_its_maker(place: Place<'_>) {
     assert_eq!(session, pid.to_string(), "leads its own session");
     assert_ne!(parent, std::process::id().to_string());
     let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    assert!(command_line.starts_with(b"selkie-pause\0"));
+    let title = format!("selkie-pause {}", place.runtime().display());
+    let shown = String::from_utf8_lossy(&command_line);
+    assert_eq!(shown.trim_end_matches('\0'), title);
     assert_eq!(
         std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap(),
         Path::new("/")
@@ -404,6 +406,9 @@ fn a_shared_runtime_directory_belongs_to_the_outer_namespace(place: Place<'_>) {
     let outside = place.join(&[]);
     assert_ne!(outside.user_namespace, inside.user_namespace);
     assert!(outside.ids > 1);
+    assert_eq!(outside.strays, [inside.pause.pid]);
+    kill(inside.pause.pid);
+    assert_eq!(place.join(&[]).strays, Vec::<i32>::new());
     // Now the outer one is.
     let said = refusal(&nested(&inner));
     let expected = format!("held by process {}", outside.pause.pid);

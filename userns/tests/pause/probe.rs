@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use rustix::process::{getegid, geteuid};
 use selkie_sys::namespace::NamespaceKey;
 use selkie_sys::process_identity::ProcessIdentity;
-use selkie_userns::pause::{PauseRequest, join_on, status};
+use selkie_userns::pause::{PauseRequest, join_on, status, strays};
 use selkie_userns::subordinate_ids::HostFiles;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,8 @@ pub struct Seen {
     pub cwd: PathBuf,
     pub single_id_reason: Option<String>,
     pub stale_ranges: Option<String>,
+    /// As seen from inside.
+    pub strays: Vec<i32>,
 }
 
 /// Arguments `KEY=VALUE...` and, for `then=exec`, a command after `--`.
@@ -94,6 +96,11 @@ pub fn run(arguments: &[String]) -> ExitCode {
         cwd: std::env::current_dir().unwrap(),
         single_id_reason: joined.single_id_reason,
         stale_ranges: joined.stale_ranges,
+        strays: strays(&request, &joined.identity)
+            .unwrap()
+            .into_iter()
+            .map(|stray| stray.pid)
+            .collect(),
     };
     println!("{}", serde_json::to_string(&seen).unwrap());
     if value("then") == Some("hold") {
