@@ -62,6 +62,15 @@ rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$checkout/Cargo.toml"
 # target_dir: where cargo builds.
 target_dir() { echo "${CARGO_TARGET_DIR:-$checkout/target}"; }
 
+# build_selkie PROFILE: builds the binary with this cargo profile (release is what is shipped) and prints
+# its path, which depends on cargo's configuration.
+build_selkie() {
+    local messages
+    messages=$(cd "$checkout" &&
+        cargo build --quiet --locked --profile "$1" --bin selkie --message-format json-render-diagnostics) || return 1
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$messages" | tail -n 1
+}
+
 # open_device NODE MAJOR MINOR: makes a character device usable by every login, as distributions
 # ship it. Returns 1 when it is not usable and may not be made so.
 open_device() {
