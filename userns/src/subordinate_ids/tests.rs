@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::id_map::IdMapError;
 
 const ALICE: Login = Login {
     uid: 1000,
