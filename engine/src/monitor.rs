@@ -9,9 +9,10 @@
 //! *Idle.* It gives back all memory and descriptors it took over, and sits in one `poll`
 //! ([`relay`]). It holds the container's lock for as long as it lives.
 //!
-//! *End.* It reaps init, writes `exit`, then the database row (or, for a disposable container,
-//! removes everything), frees the lock and only then tells its clients. Killed before that, the
-//! container runs on and whoever looks next settles what is left.
+//! *End.* It reaps init and puts the end on record: `exit`, then the database row, or, for a
+//! disposable container, no row any more. Only then its clients are told, and last it does what
+//! nobody has to wait for: removing files, folding the database's log back. Killed before init ends,
+//! the container runs on; killed later, whoever looks next settles what is left.
 //!
 //! Signals: a hang-up makes the attach socket again (its directory may have been cleaned away).
 //! SIGTERM is what a host sends at shutdown: it passes the container its stop signal, and the monitor
@@ -34,6 +35,7 @@ use crate::Engine;
 use crate::attach::{ServerEnd, listen};
 use crate::container::etc_files::EtcFiles;
 use crate::container::merge::{Login, host_name};
+use crate::container::remove::{delete_row, remove_files};
 use crate::container::start::{Launch, record_exit};
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::{Database, Durability, make_private_dir};
@@ -114,6 +116,8 @@ struct Running {
 
 /// What is needed when the container has ended; small, since it stays in memory.
 struct Epilogue {
+    /// Opened beforehand where somebody waits for the end.
+    database: Option<Database>,
     paths: EngineConfig,
     id: ContainerId,
     dir: OwnedFd,
@@ -159,7 +163,8 @@ impl<'e> Monitor<'e> {
             }
         };
         StartReport::send(Ok(()), self.report);
-        let epilogue = Epilogue {
+        let mut epilogue = Epilogue {
+            database: None,
             paths: self.engine.config.clone(),
             id: self.launch.id,
             dir: self.launch.lock.dir,
@@ -186,10 +191,13 @@ impl<'e> Monitor<'e> {
             stop_signal: epilogue.stop_signal,
         };
         slim_down(&epilogue, &relay);
+        if epilogue.disposable && !relay.clients.is_empty() {
+            epilogue.open_database();
+        }
         let code = relay.run(&epilogue);
-        epilogue.finish(code);
+        let afterwards = epilogue.finish(code);
         relay.say_exited(code);
-        epilogue.tidy();
+        epilogue.clean_up(afterwards);
     }
 
     /// Builds the container and lets its command go.
@@ -359,47 +367,75 @@ impl Epilogue {
         make_socket(&self.paths, &self.id)
     }
 
+    /// While the container runs, so that the end needs not wait for it. Costs memory, so not for
+    /// containers that run by themselves.
+    fn open_database(&mut self) {
+        self.database = Database::open(&self.paths.data_dir)
+            .ok()
+            .filter(|database| database.tidy().is_ok());
+    }
+
     /// Puts the end on record, or the container away.
-    fn finish(&self, code: i32) {
+    ///
+    /// Whatever fails here is settled by the next command that looks: `state` stays, so `exit` or the
+    /// dead init tell what happened.
+    fn finish(&mut self, code: i32) -> Afterwards {
         let exit = ExitRecord {
             code,
             started: self.started.clone(),
             finished: now(),
             error: None,
         };
-        // Whatever fails here is settled by the next command that looks: `state` stays, so `exit`
-        // or the dead init tell what happened.
-        let settled = if self.disposable {
-            self.remove()
-        } else {
-            state::write_exit(self.dir.as_fd(), &exit).and_then(|()| self.record(&exit))
+        let database = match self.database.take() {
+            Some(database) => Ok(database),
+            None => Database::open(&self.paths.data_dir),
         };
-        if settled.is_err() && self.disposable {
+        let mut afterwards = Afterwards {
+            database: None,
+            orphaned_volumes: None,
+        };
+        let on_record = database.and_then(|mut database| {
+            if self.disposable {
+                let orphaned = delete_row(&mut database, &self.id, true)?;
+                afterwards.orphaned_volumes = Some(orphaned);
+            } else {
+                state::write_exit(self.dir.as_fd(), &exit)?;
+                database.write(Durability::ProcessCrash, |transaction| {
+                    record_exit(transaction, &self.id, &exit)
+                })?;
+                state::clear(self.dir.as_fd())?;
+            }
+            afterwards.database = Some(database);
+            Ok(())
+        });
+        if on_record.is_err() {
             let _ = state::write_exit(self.dir.as_fd(), &exit);
         }
         remove_socket(&self.paths, &self.id);
-        let _ = rustix::fs::flock(&self.dir, rustix::fs::FlockOperation::Unlock);
-    }
-
-    fn record(&self, exit: &ExitRecord) -> Result<()> {
-        let mut database = Database::open(&self.paths.data_dir)?;
-        database.write(Durability::ProcessCrash, |transaction| {
-            record_exit(transaction, &self.id, exit)
-        })?;
-        state::clear(self.dir.as_fd())
-    }
-
-    fn remove(&self) -> Result<()> {
-        let mut database = Database::open(&self.paths.data_dir)?;
-        crate::container::remove::remove_row_and_files(&mut database, &self.paths, &self.id, true)
+        if !self.disposable {
+            // A client that hears of the end may start it again at once.
+            let _ = rustix::fs::flock(&self.dir, rustix::fs::FlockOperation::Unlock);
+        }
+        afterwards
     }
 
     /// When nobody waits any more.
-    fn tidy(&self) {
-        if let Ok(database) = Database::open(&self.paths.data_dir) {
+    fn clean_up(&self, afterwards: Afterwards) {
+        if let Some(volumes) = afterwards.orphaned_volumes {
+            // Under the lock still, so that `system check` sees that it is being done.
+            let _ = remove_files(&self.paths, &self.id, &volumes);
+        }
+        if let Some(database) = afterwards.database {
             let _ = database.tidy();
         }
     }
+}
+
+/// What is left to do once the clients know of the end.
+struct Afterwards {
+    database: Option<Database>,
+    /// Of a disposable container whose row is gone.
+    orphaned_volumes: Option<Vec<String>>,
 }
 
 fn make_socket(paths: &EngineConfig, id: &ContainerId) -> Result<OwnedFd> {

@@ -91,10 +91,21 @@ pub(crate) fn remove_row_and_files(
     id: &ContainerId,
     volumes: bool,
 ) -> Result<()> {
-    let orphaned = database.write(Durability::ProcessCrash, |transaction| {
+    let orphaned = delete_row(database, id, volumes)?;
+    remove_files(paths, id, &orphaned)
+}
+
+/// Deletes the row, and those of its anonymous volumes that nobody else has if `volumes`: their
+/// names. From here on the container does not exist; its files are garbage.
+pub(crate) fn delete_row(
+    database: &mut Database,
+    id: &ContainerId,
+    volumes: bool,
+) -> Result<Vec<String>> {
+    database.write(Durability::ProcessCrash, |transaction| {
         let mut orphaned = Vec::new();
         if volumes {
-            let mut statement = transaction.prepare_cached(
+            let mut statement = transaction.prepare(
                 "SELECT volume FROM volume_use JOIN volume ON name = volume \
                  WHERE container = ?1 AND anonymous = 1 AND NOT EXISTS ( \
                    SELECT 1 FROM volume_use AS other \
@@ -105,18 +116,24 @@ pub(crate) fn remove_row_and_files(
                 orphaned.push(row?);
             }
         }
-        transaction
-            .prepare_cached("DELETE FROM container WHERE id = ?1")?
-            .execute([id.as_str()])?;
+        transaction.execute("DELETE FROM container WHERE id = ?1", [id.as_str()])?;
         for volume in &orphaned {
             transaction.execute("DELETE FROM volume WHERE name = ?1", [volume])?;
         }
         Ok(orphaned)
-    })?;
+    })
+}
+
+/// Removes the files of a container without a row and of the named volumes.
+pub(crate) fn remove_files(
+    paths: &EngineConfig,
+    id: &ContainerId,
+    volumes: &[String],
+) -> Result<()> {
     let dir = paths.container_dir(id);
     remove_tree(&dir).map_err(|error| Error::machine(format!("remove container {id}"), error))?;
-    for volume in orphaned {
-        remove_tree(&paths.volumes_dir().join(&volume))
+    for volume in volumes {
+        remove_tree(&paths.volumes_dir().join(volume))
             .map_err(|error| Error::machine(format!("remove volume {volume}"), error))?;
     }
     Ok(())
