@@ -61,7 +61,7 @@ pub(super) fn find(
         gid_wanted: gid,
     };
     let mut taken_back = vec![false; leases.len()];
-    if let Ok(maps) = search.place(&taken_back) {
+    if let Some(maps) = search.place(&taken_back) {
         return Ok(Allocation {
             maps,
             reclaimed: Vec::new(),
@@ -78,24 +78,29 @@ pub(super) fn find(
         taken_back
     };
     // Whether everything reclaimable suffices decides; then more never hurts, so bisect.
-    search.place(&oldest(reclaimable.len()))?;
+    let all = oldest(reclaimable.len());
+    if search.place(&all).is_none() {
+        return Err(search.exhausted(&all));
+    }
     let (mut too_few, mut enough) = (0, reclaimable.len());
     while enough - too_few > 1 {
         let middle = too_few + (enough - too_few) / 2;
         match search.place(&oldest(middle)) {
-            Ok(_) => enough = middle,
-            Err(_) => too_few = middle,
+            Some(_) => enough = middle,
+            None => too_few = middle,
         }
     }
     taken_back.copy_from_slice(&oldest(enough));
     // The newest of them was needed. Of the others some may have been in vain.
     for index in reclaimable[..enough.saturating_sub(1)].iter().rev() {
         taken_back[*index] = false;
-        if search.place(&taken_back).is_err() {
+        if search.place(&taken_back).is_none() {
             taken_back[*index] = true;
         }
     }
-    let maps = search.place(&taken_back)?;
+    let maps = search
+        .place(&taken_back)
+        .ok_or_else(|| search.exhausted(&taken_back))?;
     let reclaimed = leases
         .iter()
         .zip(&taken_back)
@@ -114,44 +119,35 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn place(&self, taken_back: &[bool]) -> Result<IdMaps, Exhausted> {
-        Ok(IdMaps {
-            uid: self.place_kind(&self.uid, self.uid_wanted, taken_back)?,
-            gid: self.place_kind(&self.gid, self.gid_wanted, taken_back)?,
+    fn place(&self, taken_back: &[bool]) -> Option<IdMaps> {
+        Some(IdMaps {
+            uid: place_in(self.uid.gaps(taken_back), self.uid_wanted)?,
+            gid: place_in(self.gid.gaps(taken_back), self.gid_wanted)?,
         })
     }
 
-    fn place_kind(
-        &self,
-        pool: &Pool,
-        wanted: Wanted<'_>,
-        taken_back: &[bool],
-    ) -> Result<IdMap, Exhausted> {
-        let gaps = pool.gaps(taken_back);
-        place_in(gaps.clone(), wanted)
-            .ok_or_else(|| self.exhausted(pool, wanted, &gaps, taken_back))
-    }
-
-    fn exhausted(
-        &self,
-        pool: &Pool,
-        wanted: Wanted<'_>,
-        gaps: &[Gap],
-        taken_back: &[bool],
-    ) -> Exhausted {
-        let mut holders: Vec<(String, u64)> = Vec::new();
-        for (index, lease) in self.leases.iter().enumerate() {
-            let held: u64 = pool
-                .held
-                .iter()
-                .filter(|held| held.lease == Some(index) && !taken_back[index])
-                .map(|held| u64::from(held.end - held.start))
-                .sum();
-            if held > 0 {
-                holders.push((lease.holder.clone(), held));
+    /// Why there is no room even then.
+    fn exhausted(&self, taken_back: &[bool]) -> Exhausted {
+        let uids_fit = place_in(self.uid.gaps(taken_back), self.uid_wanted).is_some();
+        let (pool, wanted) = match uids_fit {
+            true => (&self.gid, self.gid_wanted),
+            false => (&self.uid, self.uid_wanted),
+        };
+        let mut counts = vec![0u64; self.leases.len()];
+        for held in &pool.held {
+            if let Some(index) = held.lease.filter(|index| !taken_back[*index]) {
+                counts[index] += u64::from(held.end - held.start);
             }
         }
+        let mut holders: Vec<(String, u64)> = self
+            .leases
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(lease, count)| (lease.holder.clone(), count))
+            .collect();
         holders.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        let gaps = pool.gaps(taken_back);
         Exhausted {
             kind: pool.kind,
             wanted: u64::from(wanted.request.low_block) + wanted.strays().count() as u64,
