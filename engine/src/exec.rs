@@ -241,7 +241,7 @@ impl ExecProcess {
 }
 
 /// Reaps a child: exit code, 128 + signal when killed.
-fn wait_for(pidfd: &OwnedFd) -> Result<i32> {
+pub(crate) fn wait_for(pidfd: &OwnedFd) -> Result<i32> {
     loop {
         match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {
             Ok(Some(status)) => {

@@ -156,6 +156,14 @@ fn triples(map: &IdMap, parent: &IdMap) -> Vec<(u32, u32, u32)> {
     triples
 }
 
+/// The same as the text of `/proc/PID/uid_map`.
+pub(crate) fn map_text(map: &IdMap, parent: &IdMap) -> String {
+    triples(map, parent)
+        .into_iter()
+        .map(|(inside, outside, count)| format!("{inside} {outside} {count}\n"))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -45,13 +45,22 @@ pub(crate) struct Launch {
     pub disposable: bool,
 }
 
+/// What a container that does not run is prepared for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Its command is to run: volumes are claimed, and `--rm` begins to count.
+    Run,
+    /// Only its files are looked at.
+    Look,
+}
+
 impl Engine {
     /// Starts a created or exited container. Already running: an error of kind `Conflict`.
     ///
     /// # Errors
     /// `NotFound`; `Conflict`; `CommandNotFound` and `CommandNotExecutable` for its command.
     pub fn start(&mut self, id: &ContainerId, mode: StartMode) -> Result<Started> {
-        let launch = self.prepare(id)?;
+        let launch = self.prepare(id, Purpose::Run)?;
         self.launch(launch, mode).inspect_err(|error| {
             self.record_failed_start(id, error);
         })
@@ -113,7 +122,7 @@ impl Engine {
     }
 
     /// Gets lock, IDs and owners right.
-    fn prepare(&mut self, id: &ContainerId) -> Result<Launch> {
+    pub(crate) fn prepare(&mut self, id: &ContainerId, purpose: Purpose) -> Result<Launch> {
         if !self.exists(id)? {
             return Err(no_such_container(id.as_str()));
         }
@@ -130,8 +139,13 @@ impl Engine {
             None => ImageIds::default(),
         };
         let login = (self.config.uid, self.config.gid);
-        let names = volume::mounted_names(&row.config.options.mounts);
-        let disposable = row.config.options.remove;
+        let (names, disposable) = match purpose {
+            Purpose::Run => (
+                volume::mounted_names(&row.config.options.mounts),
+                row.config.options.remove,
+            ),
+            Purpose::Look => (Vec::new(), false),
+        };
 
         let Self {
             config: ref paths,
