@@ -8,6 +8,7 @@ pub mod error;
 pub mod exec;
 pub mod export;
 pub mod images;
+pub mod info;
 mod layout;
 mod log_writer;
 pub mod logs;
@@ -62,11 +63,7 @@ impl Engine {
     /// The namespace cannot be made or joined; a directory cannot be made or is not the login's;
     /// the store is of a newer version. The database is opened when first used.
     pub fn open(config: EngineConfig) -> Result<Self> {
-        let pause = selkie_userns::pause::join(&PauseRequest {
-            runtime_dir: config.run_dir.clone(),
-            find_survivors: state::survivors,
-            survivors_dir: config.containers_dir(),
-        })?;
+        let pause = selkie_userns::pause::join(&config.pause_request())?;
         // From here on the caller is root in the namespace, where the login is UID 0.
         let database = database::Database::open(&config.data_dir)?;
         let store = selkie_storage::Store::open(&config.store_dir())?;
@@ -76,5 +73,15 @@ impl Engine {
             store,
             database,
         })
+    }
+}
+
+impl EngineConfig {
+    fn pause_request(&self) -> PauseRequest {
+        PauseRequest {
+            runtime_dir: self.run_dir.clone(),
+            find_survivors: state::survivors,
+            survivors_dir: self.containers_dir(),
+        }
     }
 }

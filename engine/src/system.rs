@@ -133,6 +133,20 @@ impl Engine {
                 remedy: Remedy::Kill(stray.identity),
             })
             .collect();
+        let request = self.config.pause_request();
+        for stray in selkie_userns::pause::strays(&request, &self.pause.identity)? {
+            findings.push(Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::Process,
+                    what: format!("{} (pause process)", stray.pid),
+                    reason: format!(
+                        "the login's pause process is {}; this one is used by nobody",
+                        self.pause.identity.pid
+                    ),
+                },
+                remedy: Remedy::Kill(stray),
+            });
+        }
         findings.extend(self.compare_rows_and_files()?);
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
