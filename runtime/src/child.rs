@@ -89,6 +89,7 @@ pub(crate) fn run(script: Script, channel: OwnedFd, buffers: Buffers) -> ! {
         terminal: None,
         working_directory: None,
         empty_directory: None,
+        capabilities: None,
     };
     for (index, step) in steps.iter().enumerate() {
         if let Err((errno, detail)) = child.perform(step) {
@@ -121,6 +122,8 @@ struct Child {
     working_directory: Option<OwnedFd>,
     /// An empty read-only tmpfs, made when the first directory is masked.
     empty_directory: Option<OwnedFd>,
+    /// What the container's user is to have, without what loading the filter takes.
+    capabilities: Option<CapabilitySets>,
 }
 
 impl Child {
@@ -181,7 +184,7 @@ impl Child {
             Step::PlaceDescriptors => self.place_descriptors().plain(),
             Step::BecomeUser { credentials, umask } => self.become_user(credentials, *umask),
             Step::Gate => self.gate().plain(),
-            Step::Init => init::split().plain(),
+            Step::Init => init::split(self.capabilities).plain(),
             Step::Seccomp { program, flags } => seccomp::load(program, *flags)
                 .map_err(|error| error.errno)
                 .plain(),
@@ -482,6 +485,7 @@ impl Child {
         // Loading a filter without no_new_privs takes CAP_SYS_ADMIN. It need not be given up after
         // that: execve computes the permitted set anew, from the ambient set for users and from the
         // bounding set for root.
+        self.capabilities = Some(wanted);
         if credentials.keep_sys_admin {
             wanted.permitted |= CapabilitySet::SYS_ADMIN;
             wanted.effective |= CapabilitySet::SYS_ADMIN;
@@ -668,7 +672,8 @@ fn write_all(file: BorrowedFd<'_>, bytes: &[u8]) -> Result<(), Errno> {
     }
 }
 
-fn oom_score(score: i32) -> Result<(), Errno> {
+/// The process must be dumpable: the files of others belong to the host's root.
+pub(crate) fn oom_score(score: i32) -> Result<(), Errno> {
     use std::io::Write;
     let mut text = [0u8; 16];
     let mut cursor = std::io::Cursor::new(&mut text[..]);

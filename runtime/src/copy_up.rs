@@ -13,7 +13,10 @@ use rustix::io::Errno;
 /// Copies the content of directory `source`, and the directory's own owner, mode and times, into
 /// `target`. Devices, sockets and FIFOs are left out. Hard links become separate files.
 pub(crate) fn copy_tree(source: OwnedFd, target: BorrowedFd<'_>) -> Result<(), Errno> {
-    copy_directory(source, target, 0)
+    // A new mount comes as an O_PATH descriptor.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let target = openat(target, c".", flags, Mode::empty())?;
+    copy_directory(source, target.as_fd(), 0)
 }
 
 /// Deeper trees do not belong into a tmpfs, and would exhaust descriptors.

@@ -105,7 +105,10 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Launched, LaunchError> {
     let buffers = Buffers::new();
 
     let root = container.root()?;
-    let existing = container.namespaces;
+    let mut existing = container.namespaces;
+    if let Existing::OfProcess { oom_score, .. } = &mut existing {
+        *oom_score = process.oom_score_adj();
+    }
     let none = CloneNamespaces::empty();
     let (pid, pidfd) = match clone_through(&existing, none, None, (&parent_end, &child_end))? {
         Side::Child => {
@@ -178,7 +181,7 @@ impl Container {
             namespaces: Existing::OfProcess {
                 pidfd,
                 kinds,
-                hidden: true,
+                oom_score: None,
             },
         })
     }

@@ -8,12 +8,15 @@
 
 use rustix::io::Errno;
 use rustix::process::Pid;
+use rustix::thread::CapabilitySets;
 use selkie_sys::clone::{Side, exit_now, fork};
 use selkie_sys::{child, signal};
 
 /// Splits the process in two: returns in the new one; the caller's own becomes the init and never
 /// returns.
-pub(crate) fn split() -> Result<(), Errno> {
+///
+/// The init keeps `capabilities`, which are the container's; its own must not be more.
+pub(crate) fn split(capabilities: Option<CapabilitySets>) -> Result<(), Errno> {
     // Blocked before the fork, so that no signal is lost; the command's side unblocks them.
     signal::block_all();
     match fork().map_err(|error| error.errno)? {
@@ -27,6 +30,11 @@ pub(crate) fn split() -> Result<(), Errno> {
         }
         Side::Parent { pid, .. } => {
             let _ = rustix::thread::set_name(c"selkie-init");
+            if let Some(capabilities) = capabilities
+                && rustix::thread::set_capabilities(None, capabilities).is_err()
+            {
+                exit_now(127);
+            }
             // Holding on to a stream would keep readers of the container's output waiting.
             let _ = child::close_from(0);
             exit_now(reap_until_exit(pid))

@@ -23,6 +23,7 @@ use selkie_sys::clone::{CloneNamespaces, Side, clone3, clone3_sibling, exit_now,
 use selkie_sys::errno::Attempt;
 use selkie_sys::fd_passing::{receive_one, send_one};
 
+use crate::child;
 use crate::launch::LaunchError;
 use crate::protocol::{Failure, Tag};
 use crate::spawn::protocol_error;
@@ -33,12 +34,15 @@ pub(crate) enum Existing {
     OfProcess {
         pidfd: OwnedFd,
         kinds: ThreadNameSpaceType,
-        /// From the first moment on, nobody in the container may look into the child.
-        hidden: bool,
+        /// `oom_score_adj` of the child.
+        oom_score: Option<i32>,
     },
     /// Single ones.
     Each(Vec<(LinuxNamespaceType, OwnedFd)>),
 }
+
+/// As the detail of a failure.
+const OOM_SCORE: u32 = 1;
 
 impl Existing {
     fn is_empty(&self) -> bool {
@@ -54,13 +58,16 @@ impl Existing {
             Self::OfProcess {
                 pidfd,
                 kinds,
-                hidden,
+                oom_score,
             } => {
-                if *hidden {
-                    set_dumpable_behavior(DumpableBehavior::NotDumpable)
-                        .map_err(|errno| (errno, 0))?;
+                let whole = |errno| (errno, 0);
+                if let Some(score) = oom_score {
+                    set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(whole)?;
+                    child::oom_score(*score).map_err(|errno| (errno, OOM_SCORE))?;
                 }
-                move_into_thread_name_spaces(pidfd.as_fd(), *kinds).map_err(|errno| (errno, 0))
+                // From the first moment on, nobody in the container may look into the child.
+                set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(whole)?;
+                move_into_thread_name_spaces(pidfd.as_fd(), *kinds).map_err(whole)
             }
             Self::Each(list) => join_each(list),
         }
@@ -68,6 +75,9 @@ impl Existing {
 
     fn describe(&self, detail: u32) -> String {
         match self {
+            Self::OfProcess { oom_score, .. } if detail == OOM_SCORE => {
+                format!("set oom_score_adj to {}", oom_score.unwrap_or_default())
+            }
             Self::OfProcess { kinds, .. } => format!("join the container's namespaces ({kinds:?})"),
             Self::Each(list) => {
                 let kind = list.get(detail as usize);

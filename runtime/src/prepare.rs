@@ -232,13 +232,15 @@ impl<'a> Preparation<'a> {
         gid_map: &'a Map,
     ) -> Result<Self> {
         refuse_unsupported(spec)?;
-        let before_root = vec![
-            Step::AssumeRoot {
-                uid: uid_map.acting_root(),
-                gid: gid_map.acting_root(),
-            },
-            Step::NewSession,
-        ];
+        let mut before_root = Vec::new();
+        // First, since it takes being dumpable.
+        let process = spec.process().as_ref();
+        before_root.extend(process.and_then(Process::oom_score_adj).map(Step::OomScore));
+        before_root.push(Step::AssumeRoot {
+            uid: uid_map.acting_root(),
+            gid: gid_map.acting_root(),
+        });
+        before_root.push(Step::NewSession);
         Ok(Self {
             spec,
             namespaces,
@@ -771,9 +773,6 @@ fn limits(process: &Process) -> Vec<Step> {
             },
             name: limit.typ().to_string(),
         });
-    }
-    if let Some(score) = process.oom_score_adj() {
-        steps.push(Step::OomScore(score));
     }
     steps
 }

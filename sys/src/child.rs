@@ -9,10 +9,22 @@ use rustix::io::Errno;
 /// keeps ignored signals ignored (Rust ignores `SIGPIPE`) and the mask, which would surprise the
 /// new program.
 pub fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL is a valid action for every signal; for those that cannot be changed
-        // (SIGKILL, SIGSTOP, and the C library's own) the call fails and changes nothing.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // Not through the C library, which keeps two signals for itself and does not let go of them,
+    // even when the parent had them ignored.
+    let default = [0u64; 4];
+    for signal in 1..=64 {
+        // SAFETY: the kernel reads its `struct sigaction` (at most 32 bytes, all zero being the
+        // default action with no flags) and writes nothing; for the signals that cannot be changed
+        // the call fails and changes nothing.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                size_of::<u64>(),
+            )
+        };
     }
     // SAFETY: sigset_t is plain data that sigemptyset fills in before sigprocmask reads it.
     unsafe {

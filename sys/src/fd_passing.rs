@@ -84,20 +84,26 @@ pub fn send_one(
 }
 
 /// Like [`receive`] with at most one descriptor, and allocating nothing even on failure.
+///
+/// A peer that closed its end with messages unread shows as `ECONNRESET` once, before what it has
+/// sent itself: that is not an error here.
 pub fn receive_one(
     socket: BorrowedFd<'_>,
     payload: &mut [u8],
 ) -> Result<(usize, Option<OwnedFd>), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let message = rustix::io::retry_on_intr(|| {
-        recvmsg(
+    let message = loop {
+        match recvmsg(
             socket,
             &mut [IoSliceMut::new(payload)],
             &mut control,
             RecvFlags::CMSG_CLOEXEC,
-        )
-    })?;
+        ) {
+            Err(Errno::INTR | Errno::CONNRESET) => {}
+            result => break result?,
+        }
+    };
     let mut received = None;
     for part in control.drain() {
         if let RecvAncillaryMessage::ScmRights(mut fds) = part {
