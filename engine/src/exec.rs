@@ -129,10 +129,7 @@ impl Engine {
         let Observed::Running(state) = self.observe(id)? else {
             // Says "no such container" where that is the reason.
             self.container(id)?;
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "can only create exec sessions on running containers: container state improper",
-            ));
+            return Err(not_running());
         };
         let config = exec_config(self.stored_config(id)?, options)?;
         let spec = spec::build(
@@ -155,17 +152,31 @@ impl Engine {
             .linux()
             .as_ref()
             .and_then(|linux| linux.seccomp().as_ref());
-        let mut launched = selkie_runtime::exec::exec(ExecRequest {
+        let started = selkie_runtime::exec::exec(ExecRequest {
             target: state.init,
             process,
             seccomp,
             stdio,
             seccomp_cache_dir: Some(&self.config.cache_dir),
             preserve_fds: Vec::new(),
-        })?;
-        launched.start()?;
-        Ok(launched)
+        })
+        .and_then(|mut launched| {
+            launched.start()?;
+            Ok(launched)
+        });
+        // Whatever step noticed it, that the container ended meanwhile is the reason to tell.
+        started.map_err(|error| match state.is_running() {
+            true => error.into(),
+            false => not_running(),
+        })
     }
+}
+
+fn not_running() -> Error {
+    Error::new(
+        ErrorKind::Conflict,
+        "can only create exec sessions on running containers: container state improper",
+    )
 }
 
 /// The container's configuration with what `exec` overrides.

@@ -17,6 +17,8 @@ pub mod options;
 mod spec;
 mod state;
 pub mod system;
+#[cfg(test)]
+mod testing;
 pub mod volume;
 
 use std::path::PathBuf;

@@ -491,4 +491,114 @@ mod tests {
         );
         assert_eq!(unescape("a\\134b\\0"), "a\\b\\0");
     }
+
+    use crate::testing::TestEngine;
+
+    fn listed(test: &mut TestEngine) -> Vec<(LeftoverKind, String)> {
+        let found = test.engine.system_check().unwrap();
+        found
+            .into_iter()
+            .map(|leftover| (leftover.kind, leftover.what))
+            .collect()
+    }
+
+    #[test]
+    fn a_healthy_engine_has_no_leftovers() {
+        let mut test = TestEngine::new();
+        test.container(1, "created", false);
+        let running = test.container(2, "running", true);
+        test.record_run(&running, true);
+        test.engine
+            .create_volume(Some("v"), &BTreeMap::new())
+            .unwrap();
+        assert_eq!(listed(&mut test), []);
+        assert_eq!(test.engine.system_prune().unwrap(), []);
+        assert_eq!(test.engine.containers().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn every_kind_of_leftover_is_listed_and_removed() {
+        let mut test = TestEngine::new();
+        let disposable = test.container(1, "disposable", true);
+        let unrecorded = test.container(2, "unrecorded", false);
+        test.record_run(&unrecorded, false);
+        test.record_exit(&unrecorded, 3);
+        let paths = test.engine.config.clone();
+        let orphan = ContainerId::from_bytes([3; 32]);
+        std::fs::create_dir_all(paths.container_dir(&orphan).join("upper/etc")).unwrap();
+        std::fs::create_dir_all(paths.volumes_dir().join("lost/_data")).unwrap();
+        std::fs::create_dir_all(paths.attach_dir()).unwrap();
+        std::fs::write(paths.attach_dir().join(orphan.as_str()), "").unwrap();
+        std::fs::write(paths.store_dir().join("tmp/half"), "").unwrap();
+
+        let dir = |path: PathBuf| path.display().to_string();
+        let mut expected = vec![
+            (LeftoverKind::DisposableContainer, disposable.to_string()),
+            (LeftoverKind::UnrecordedExit, unrecorded.to_string()),
+            (
+                LeftoverKind::ContainerDirectory,
+                dir(paths.container_dir(&orphan)),
+            ),
+            (
+                LeftoverKind::VolumeDirectory,
+                dir(paths.volumes_dir().join("lost")),
+            ),
+            (
+                LeftoverKind::Socket,
+                dir(paths.attach_dir().join(orphan.as_str())),
+            ),
+            (
+                LeftoverKind::StoreFile,
+                dir(paths.store_dir().join("tmp/half")),
+            ),
+        ];
+        assert_eq!(listed(&mut test), expected);
+        let mut removed: Vec<(LeftoverKind, String)> = test
+            .engine
+            .system_prune()
+            .unwrap()
+            .into_iter()
+            .map(|leftover| (leftover.kind, leftover.what))
+            .collect();
+        removed.sort();
+        expected.sort();
+        assert_eq!(removed, expected);
+        assert_eq!(listed(&mut test), []);
+        let left = test.engine.containers().unwrap();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].exit.as_ref().map(|exit| exit.code), Some(3));
+        assert!(!paths.volumes_dir().join("lost").exists());
+    }
+
+    #[test]
+    fn what_somebody_is_at_work_on_is_left_alone() {
+        let mut test = TestEngine::new();
+        let starting = test.container(1, "starting", true);
+        let ending = test.container(2, "ending", false);
+        test.record_run(&ending, false);
+        let locks = [test.lock(&starting), test.lock(&ending)];
+        // Being removed: the row is gone already.
+        let removing = ContainerId::from_bytes([3; 32]);
+        let removal = LockedContainer::make(&test.engine.config, &removing).unwrap();
+        assert_eq!(listed(&mut test), []);
+        assert_eq!(test.engine.system_prune().unwrap(), []);
+        drop((locks, removal));
+        assert_eq!(listed(&mut test).len(), 3);
+    }
+
+    #[test]
+    fn a_running_container_whose_row_was_lost_is_listed() {
+        let mut test = TestEngine::new();
+        let id = test.container(1, "lost", false);
+        test.record_run(&id, true);
+        test.engine
+            .database
+            .write(Durability::ProcessCrash, |transaction| {
+                transaction.execute("DELETE FROM container", [])?;
+                Ok(())
+            })
+            .unwrap();
+        let dir = test.engine.config.container_dir(&id).display().to_string();
+        assert_eq!(listed(&mut test), [(LeftoverKind::ContainerDirectory, dir)]);
+    }
 }

@@ -334,35 +334,7 @@ mod tests {
     use super::*;
     use crate::database::{Database, Durability};
     use crate::options::CreateOptions;
-    use selkie_sys::process_identity::ProcessIdentity;
-
-    fn pause(pool: u32) -> JoinedPause {
-        let side = || {
-            IdMap::new(vec![
-                selkie_userns::IdExtent {
-                    inside: 0,
-                    outside: 1000,
-                    count: 1,
-                },
-                selkie_userns::IdExtent {
-                    inside: 1,
-                    outside: 100_000,
-                    count: pool,
-                },
-            ])
-            .unwrap()
-        };
-        JoinedPause {
-            identity: ProcessIdentity::own().unwrap(),
-            host_maps: IdMaps {
-                uid: side(),
-                gid: side(),
-            },
-            single_id: false,
-            single_id_reason: None,
-            stale_ranges: None,
-        }
-    }
+    use crate::testing::{container_config, pause};
 
     fn config(userns: UsernsMode, user: &str) -> ContainerConfig {
         let options = CreateOptions {
@@ -370,15 +342,8 @@ mod tests {
             ..Default::default()
         };
         ContainerConfig {
-            options,
-            image_name: String::new(),
-            argv: vec![],
-            env: vec![],
-            workdir: String::new(),
             user: user.to_owned(),
-            labels: Default::default(),
-            stop_signal: 15,
-            stop_timeout: 10,
+            ..container_config(options)
         }
     }
 

@@ -270,3 +270,118 @@ impl ExitRecord {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestEngine;
+
+    #[test]
+    fn containers_are_found_by_name_id_and_unique_prefix() {
+        let mut test = TestEngine::new();
+        let first = test.container(0xab, "web", false);
+        let second = test.container(0xac, "abab", false);
+        let find = |text: &str| test.engine.find_container(text);
+        assert_eq!(find("web").unwrap(), first);
+        assert_eq!(find(first.as_str()).unwrap(), first);
+        assert_eq!(find("ac").unwrap(), second);
+        // A name wins over a prefix.
+        assert_eq!(find("abab").unwrap(), second);
+        assert_eq!(find("aba").unwrap(), first);
+        assert_eq!(find("a").unwrap_err().kind, ErrorKind::InvalidInput);
+        for nothing in ["", "ad", "we", "xyz", "%", "A"] {
+            assert_eq!(
+                find(nothing).unwrap_err().kind,
+                ErrorKind::NotFound,
+                "{nothing}"
+            );
+        }
+    }
+
+    #[test]
+    fn status_is_what_the_kernel_says() {
+        let mut test = TestEngine::new();
+        let created = test.container(1, "created", false);
+        let running = test.container(2, "running", false);
+        let ended = test.container(3, "ended", false);
+        let unseen = test.container(4, "unseen", false);
+        test.record_run(&running, true);
+        test.record_run(&ended, false);
+        test.record_exit(&ended, 7);
+        test.record_run(&unseen, false);
+        let all = test.engine.containers().unwrap();
+        let status: Vec<Status> = all.iter().map(|container| container.status).collect();
+        assert_eq!(
+            status,
+            [
+                Status::Created,
+                Status::Running,
+                Status::Exited,
+                Status::Exited
+            ]
+        );
+        let code = |id| {
+            let exit = test.engine.container(id).unwrap().exit;
+            exit.map(|exit| exit.code)
+        };
+        assert_eq!(code(&created), None);
+        assert_eq!(code(&ended), Some(7));
+        assert_eq!(code(&unseen), Some(-1));
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        assert_eq!((all[1].pid, all[1].monitor_pid), (own, 0));
+        assert_eq!(
+            test.engine
+                .container(&ContainerId::from_bytes([9; 32]))
+                .unwrap_err()
+                .kind,
+            ErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn a_running_container_is_neither_removed_nor_started_again() {
+        let mut test = TestEngine::new();
+        let id = test.container(2, "running", false);
+        test.record_run(&id, true);
+        let engine = &mut test.engine;
+        let error = engine.remove(&id, false, false).unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        let error = engine
+            .start(&id, crate::container::StartMode::Detached)
+            .unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Conflict);
+        assert!(engine.container(&id).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_run_cannot_be_killed_attached_or_executed_in() {
+        let mut test = TestEngine::new();
+        let id = test.container(1, "idle", false);
+        let engine = &test.engine;
+        engine.stop(&id, None).unwrap();
+        assert_eq!(engine.kill(&id, 9).unwrap_err().kind, ErrorKind::Conflict);
+        assert_eq!(
+            engine.kill(&id, 0).unwrap_err().kind,
+            ErrorKind::InvalidInput
+        );
+        assert_eq!(engine.attach(&id).unwrap_err().kind, ErrorKind::Conflict);
+        let options = crate::exec::ExecOptions {
+            command: vec!["true".to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(
+            engine.exec(&id, &options).unwrap_err().kind,
+            ErrorKind::Conflict
+        );
+        let gone = ContainerId::from_bytes([9; 32]);
+        assert_eq!(
+            engine.stop(&gone, None).unwrap_err().kind,
+            ErrorKind::NotFound
+        );
+        assert_eq!(engine.kill(&gone, 9).unwrap_err().kind, ErrorKind::NotFound);
+        assert_eq!(
+            engine.exec(&gone, &options).unwrap_err().kind,
+            ErrorKind::NotFound
+        );
+    }
+}

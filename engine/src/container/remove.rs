@@ -124,12 +124,14 @@ pub(crate) fn delete_row(
     })
 }
 
-/// Removes the files of a container without a row and of the named volumes.
+/// Removes the files of a container without a row and of the named volumes, and the socket that a
+/// killed monitor has left.
 pub(crate) fn remove_files(
     paths: &EngineConfig,
     id: &ContainerId,
     volumes: &[String],
 ) -> Result<()> {
+    let _ = rustix::fs::unlink(paths.attach_dir().join(id.as_str()));
     let dir = paths.container_dir(id);
     remove_tree(&dir).map_err(|error| Error::machine(format!("remove container {id}"), error))?;
     for volume in volumes {

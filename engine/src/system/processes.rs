@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use selkie_sys::namespace::{NamespaceKey, parent};
 use selkie_sys::process_identity::ProcessIdentity;
+use selkie_userns::IdMap;
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -32,6 +33,9 @@ struct Candidate {
 
 /// Finds them.
 pub(super) fn strays(engine: &Engine) -> Result<Vec<Stray>> {
+    if !is_in(engine)? {
+        return Ok(Vec::new());
+    }
     let own = NamespaceKey::at("/proc/self/ns/user")?;
     let mut candidates = Vec::new();
     for pid in pids()? {
@@ -58,6 +62,15 @@ pub(super) fn strays(engine: &Engine) -> Result<Vec<Stray>> {
                 .to_owned(),
         })
         .collect())
+}
+
+/// Whether the caller really is in the login's namespace. Anywhere else, everybody's namespaces might
+/// be right below its own.
+fn is_in(engine: &Engine) -> Result<bool> {
+    const MAP: &str = "/proc/self/uid_map";
+    let text = std::fs::read_to_string(MAP)
+        .map_err(|error| Error::machine(format!("read {MAP}"), error))?;
+    Ok(IdMap::parse_proc_text(&text).is_ok_and(|map| map == engine.pause.host_maps.uid))
 }
 
 fn pids() -> Result<Vec<i32>> {

@@ -408,17 +408,8 @@ fn copy_xattrs(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> std::result::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::paths;
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    fn paths(temp: &Path) -> EngineConfig {
-        EngineConfig {
-            uid: 0,
-            gid: 0,
-            data_dir: temp.join("data"),
-            run_dir: temp.join("run"),
-            cache_dir: temp.join("cache"),
-        }
-    }
 
     /// The caller's own IDs as "container root", so that this works for any tester.
     fn own_maps() -> IdMaps {
