@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod attach;
+mod capabilities;
 pub mod container;
 pub mod database;
 pub mod error;
@@ -26,6 +27,7 @@ use std::path::PathBuf;
 use selkie_userns::pause::PauseRequest;
 
 pub use error::{Error, ErrorKind, Result};
+pub use selkie_userns::{IdExtent, IdMap, IdMaps};
 
 /// Where this login's things are. Filled by the command line: libraries do not read the
 /// environment.

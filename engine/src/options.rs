@@ -122,6 +122,9 @@ pub struct CreateOptions {
     pub entrypoint: Option<Vec<String>>,
     /// `--env`/`--env-file`, resolved, in order.
     pub env: Vec<(String, String)>,
+    /// `--unsetenv`: variables of the image to leave out.
+    #[serde(default)]
+    pub unset_env: Vec<String>,
     /// `--workdir`.
     pub workdir: Option<String>,
     /// `--user`.
