@@ -27,6 +27,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio};
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
+use selkie_sys::namespace::NamespaceKey;
 use selkie_sys::process_identity::ProcessIdentity;
 use selkie_sys::signal_queue::{SignalName, SignalQueue};
 use serde::{Deserialize, Serialize};
@@ -42,8 +43,9 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
-use crate::options::MountSource;
+use crate::options::{MountSource, PidMode};
 use crate::state::{self, RunState, boot_id, now};
+use crate::system::processes::kill_all_in;
 use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
@@ -124,6 +126,8 @@ struct Epilogue {
     started: String,
     stop_signal: i32,
     disposable: bool,
+    /// The container's user namespace, when its processes do not end with its init.
+    outliving: Option<NamespaceKey>,
 }
 
 impl<'e> Monitor<'e> {
@@ -171,6 +175,13 @@ impl<'e> Monitor<'e> {
             started: running.started,
             stop_signal: self.launch.config.stop_signal,
             disposable: self.launch.disposable,
+            outliving: match self.launch.config.options.pid {
+                PidMode::Private => None,
+                PidMode::Host => {
+                    let init = running.launched.identity.pid;
+                    NamespaceKey::at(&format!("/proc/{init}/ns/user")).ok()
+                }
+            },
         };
         drop(self.launch.config);
         let log = match epilogue.dir.try_clone() {
@@ -380,6 +391,10 @@ impl Epilogue {
     /// Whatever fails here is settled by the next command that looks: `state` stays, so `exit` or the
     /// dead init tell what happened.
     fn finish(&mut self, code: i32) -> Afterwards {
+        if let Some(namespace) = self.outliving {
+            // What survives even this is listed by `system check`.
+            let _ = kill_all_in(namespace);
+        }
         let exit = ExitRecord {
             code,
             started: self.started.clone(),

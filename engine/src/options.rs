@@ -137,6 +137,9 @@ pub struct CreateOptions {
     pub annotations: BTreeMap<String, String>,
     /// `--read-only`.
     pub read_only: bool,
+    /// `--read-only-tmpfs=false`: no writable memory on `/run`, `/tmp` and `/var/tmp` then.
+    #[serde(default)]
+    pub read_only_bare: bool,
     /// Mounts in the order given.
     pub mounts: Vec<MountOption>,
     /// `--init`.

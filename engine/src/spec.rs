@@ -35,7 +35,7 @@ pub(crate) fn build(
             .iter()
             .any(|mount| mount.destination.trim_end_matches('/') == path)
     };
-    if options.read_only {
+    if options.read_only && !options.read_only_bare {
         for path in READ_ONLY_TMPFS.into_iter().filter(|path| !mounted(path)) {
             let options = ["rw", "nosuid", "nodev", "mode=1777", "tmpcopyup"];
             mounts.push(mount(path, "tmpfs", Path::new("tmpfs"), &options));

@@ -5,7 +5,7 @@
 //! database's writer lock, containers by their own locks, the store under its exclusive lock, and
 //! processes by whether a running container's record, or a starting monitor, accounts for them.
 
-mod processes;
+pub(crate) mod processes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;

@@ -138,8 +138,12 @@ fn environment(
             Some((name, value)) => (name.to_owned(), value.to_owned()),
             None => (entry, String::new()),
         });
-    for (name, value) in image_env.chain(options.env.iter().cloned()) {
+    for (name, value) in image_env {
         set_env(&mut env, name, value);
+    }
+    env.retain(|(name, _)| !options.unset_env.contains(name));
+    for (name, value) in &options.env {
+        set_env(&mut env, name.clone(), value.clone());
     }
     if !env.iter().any(|(name, _)| name == "HOSTNAME") {
         env.push(("HOSTNAME".to_owned(), host_name.to_owned()));
@@ -341,6 +345,7 @@ mod tests {
         );
         let options = CreateOptions {
             env: vec![("A".into(), "2".into()), ("HOSTNAME".into(), "h".into())],
+            unset_env: vec!["B".into(), "A".into(), "container".into()],
             workdir: Some("/w".into()),
             user: Some("7:8".into()),
             labels: [("from".to_owned(), "me".to_owned())].into(),
@@ -352,6 +357,9 @@ mod tests {
         let own = merged(options);
         assert_eq!((own.workdir.as_str(), own.user.as_str()), ("/w", "7:8"));
         assert_eq!((own.stop_signal, own.stop_timeout), (9, 0));
+        for unset in ["B", "container"] {
+            assert!(!own.env.iter().any(|(name, _)| name == unset));
+        }
         assert_eq!(own.labels["from"], "me");
         assert_eq!(own.labels["keep"], "yes");
         for expected in [("A", "2"), ("HOSTNAME", "h"), ("TERM", "xterm")] {

@@ -4,13 +4,15 @@
 //! accounted for when that namespace is the one of a running container's recorded init, or when its
 //! parent is a monitor that is just starting it. Processes are listed before the records are read, so
 //! whatever starts meanwhile is not in the list.
+//!
+//! A zombie keeps its namespace but is no process any more: it does not count.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use selkie_sys::namespace::{NamespaceKey, parent};
-use selkie_sys::process_identity::ProcessIdentity;
+use selkie_sys::process_identity::{ProcessIdentity, send_signal};
 use selkie_userns::IdMap;
 
 use crate::Engine;
@@ -71,6 +73,41 @@ fn is_in(engine: &Engine) -> Result<bool> {
     let text = std::fs::read_to_string(MAP)
         .map_err(|error| Error::machine(format!("read {MAP}"), error))?;
     Ok(IdMap::parse_proc_text(&text).is_ok_and(|map| map == engine.pause.host_maps.uid))
+}
+
+/// Kills every process in a user namespace, until there is none. For containers without a PID
+/// namespace of their own, whose processes do not end with their init.
+///
+/// # Errors
+/// `/proc` cannot be listed.
+pub(crate) fn kill_all_in(namespace: NamespaceKey) -> Result<()> {
+    // Each round kills all there are; only what forks between listing and killing needs another.
+    for _ in 0..100 {
+        let mut found = false;
+        for pid in pids()? {
+            if NamespaceKey::at(&format!("/proc/{pid}/ns/user")).ok() != Some(namespace) {
+                continue;
+            }
+            let Some(identity) = rustix::process::Pid::from_raw(pid)
+                .and_then(|pid| ProcessIdentity::of(pid).ok())
+                .filter(ProcessIdentity::is_running)
+            else {
+                continue;
+            };
+            let Some(process) = identity.open()? else {
+                continue;
+            };
+            // The PID may have changed hands before the pidfd pinned it.
+            if NamespaceKey::at(&format!("/proc/{pid}/ns/user")).ok() == Some(namespace) {
+                found = true;
+                let _ = send_signal(&process, rustix::process::Signal::KILL.as_raw());
+            }
+        }
+        if !found {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 fn pids() -> Result<Vec<i32>> {
