@@ -36,7 +36,7 @@ use crate::digest::Digest;
 use crate::encoding::{Put, Reader};
 use crate::image_index::ImageIds;
 use crate::layer::{MAX_DEPTH, MAX_ENTRIES, MAX_NAME, MAX_PATH};
-use crate::layer_record::decode_xattrs;
+use crate::layer_record::{Xattr, decode_xattrs};
 use crate::object::ObjectId;
 use crate::store::StoreError;
 
@@ -374,7 +374,7 @@ impl Body {
     }
 
     /// Extended attributes of an inode.
-    pub fn xattrs(&self, inode: &Inode<'_>) -> Result<Vec<(&[u8], &[u8])>, StoreError> {
+    pub fn xattrs(&self, inode: &Inode<'_>) -> Result<Vec<Xattr<'_>>, StoreError> {
         if inode.xattrs == NO_XATTRS {
             return Ok(Vec::new());
         }

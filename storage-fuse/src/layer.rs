@@ -395,11 +395,7 @@ pub(crate) fn check_entry(entry: &NewEntry) -> Result<(), String> {
         return Err("the root of an image must be a directory".to_owned());
     }
     match &entry.kind {
-        NewEntryKind::Symlink { target } => {
-            if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
-                return Err("the target of the symbolic link is empty, over 4095 bytes long or has a NUL byte".to_owned());
-            }
-        }
+        NewEntryKind::Symlink { target } => check_link_target(target)?,
         NewEntryKind::HardLink { target } => {
             check_path(target).map_err(|problem| format!("its link target: {problem}"))?;
         }
@@ -438,6 +434,15 @@ pub(crate) fn check_entry(entry: &NewEntry) -> Result<(), String> {
     if total > MAX_XATTRS {
         return Err(format!(
             "extended attributes of {total} bytes together, over {MAX_XATTRS}"
+        ));
+    }
+    Ok(())
+}
+
+fn check_link_target(target: &[u8]) -> Result<(), String> {
+    if target.is_empty() || target.len() > MAX_PATH || target.contains(&0) {
+        return Err(format!(
+            "the target of the symbolic link is empty, over {MAX_PATH} bytes long or has a NUL byte"
         ));
     }
     Ok(())

@@ -177,8 +177,11 @@ pub(crate) fn encode_xattrs(xattrs: &BTreeMap<Vec<u8>, Vec<u8>>, out: &mut Vec<u
     }
 }
 
-/// Reads what [`encode_xattrs`] wrote, as borrowed pairs.
-pub(crate) fn decode_xattrs<'a>(reader: &mut Reader<'a>) -> Option<Vec<(&'a [u8], &'a [u8])>> {
+/// Name and value.
+pub(crate) type Xattr<'a> = (&'a [u8], &'a [u8]);
+
+/// Reads what [`encode_xattrs`] wrote.
+pub(crate) fn decode_xattrs<'a>(reader: &mut Reader<'a>) -> Option<Vec<Xattr<'a>>> {
     let count = reader.u16()?;
     (0..count)
         .map(|_| {
@@ -485,7 +488,15 @@ impl PieceReader {
     /// The next piece.
     pub fn next(&mut self) -> Result<Piece<'_>, StoreError> {
         match self.array()? {
-            [0] => self.u64().map(Piece::End),
+            [0] => {
+                let total = self.u64()?;
+                // Reading on to the end of the frame makes the decoder compare its checksum.
+                match self.decoder.read(&mut [0]) {
+                    Ok(0) => Ok(Piece::End(total)),
+                    Ok(_) => Err(self.damaged("something follows its end")),
+                    Err(error) => Err(self.damaged(error.to_string())),
+                }
+            }
             [1] => {
                 let length = self.u32()? as usize;
                 if length > MAX_RAW {

@@ -280,7 +280,7 @@ pub(crate) fn tmpfs() -> Result<OwnedFd, SysError> {
     // The kernel counts 1 KiB for each inode and its attributes; half of the memory, as tmpfs
     // allows itself for content by default. Images are not trusted to stay below that.
     let memory = rustix::system::sysinfo();
-    let bytes = u64::from(memory.totalram).saturating_mul(memory.mem_unit.into());
+    let bytes = memory.totalram.saturating_mul(memory.mem_unit.into());
     let inodes = (bytes / 2 / 1024).max(64 * 1024).to_string();
     for (key, value) in [
         ("source", "selkie"),

@@ -55,6 +55,8 @@ fn main() -> std::process::ExitCode {
             trees_come_back_and_go,
         ),
         ("a_store_on_tmpfs_works", a_store_on_tmpfs_works),
+        ("a_full_disk_leaves_nothing", a_full_disk_leaves_nothing),
+        ("a_full_tree_leaves_nothing", a_full_tree_leaves_nothing),
         ("a_directory_can_be_the_root", a_directory_can_be_the_root),
         (
             "unknown_presenters_are_refused",
@@ -634,6 +636,52 @@ fn a_store_on_tmpfs_works(scratch: &Path) {
             .dev()
     };
     assert_ne!(device("trees"), device("tmp"));
+}
+
+fn a_full_disk_leaves_nothing(scratch: &Path) {
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", scratch, "tmpfs", flags, c"mode=0700,size=2m").unwrap();
+    let ground = ground(scratch);
+    let count = |directory| {
+        let path = ground.store.root().join(directory);
+        std::fs::read_dir(path).unwrap().count()
+    };
+    // One that streams, and many that do not.
+    let large = [file("large", vec![7; 4 << 20])];
+    let many: Vec<_> = (0..100u8)
+        .map(|number| file(&format!("{number}"), vec![number; 100_000]))
+        .collect();
+    for samples in [&large[..], &many] {
+        let error = write_layer(&ground.store, samples).unwrap_err();
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert!(error.to_string().contains("write"), "{error}");
+        assert_eq!((count("tmp"), count("layers")), (0, 0));
+        let lock = ground.store.lock_exclusive().unwrap();
+        let nothing = BTreeSet::new();
+        ground
+            .store
+            .remove_garbage(&lock, &nothing, &nothing)
+            .unwrap();
+    }
+    write_image(&ground.store, &[&[file("small", "s")]]).unwrap();
+}
+
+fn a_full_tree_leaves_nothing(scratch: &Path) {
+    let ground = ground(scratch);
+    let image: Vec<_> = (0..200)
+        .map(|number| file(&format!("{number}"), "x"))
+        .collect();
+    let chain_id = write_image(&ground.store, &[&image]).unwrap();
+    // In the place of the presenter's own.
+    let trees = ground.store.root().join("trees");
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &trees, "tmpfs", flags, c"mode=0700,nr_inodes=100").unwrap();
+    let presenter = choose(None).unwrap();
+    let error = presenter
+        .prepare(&ground.store, &chain_id, false)
+        .unwrap_err();
+    assert!(error.to_string().contains("no room in memory"), "{error}");
+    assert!(ground.trees().is_empty());
 }
 
 fn a_directory_can_be_the_root(scratch: &Path) {

@@ -274,9 +274,12 @@ pub fn in_container(root: &OwnedFd, user_namespace: &OwnedFd, body: impl FnOnce(
     wait(pid)
 }
 
+/// A test's name and what runs in the namespace.
+pub type Test = (&'static str, fn(&Path));
+
 /// Runs the named tests one after the other in this thread. A test that cannot run here is shown as
 /// ignored, or fails when `SELKIE_TEST_MUST` is 1.
-pub fn run_tests(tests: &[(&'static str, fn(&Path))]) -> std::process::ExitCode {
+pub fn run_tests(tests: &[Test]) -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     arguments.test_threads = Some(1);
     let must = std::env::var_os("SELKIE_TEST_MUST").is_some_and(|value| value == "1");
