@@ -129,6 +129,7 @@ struct Child {
 impl Child {
     fn perform(&mut self, step: &Step) -> StepResult {
         match step {
+            Step::Unshare(namespaces) => child::unshare(*namespaces).plain(),
             Step::AssumeRoot { uid, gid } => self.assume_root(*uid, *gid),
             Step::AssumeJoinedRoot { uid, gid } => self.assume_joined_root(*uid, *gid).plain(),
             Step::OpenDirectory { slot, path } => self.open_directory(*slot, path).plain(),

@@ -197,9 +197,10 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
     // /proc/PID of a process that is not dumpable belongs to the host's root, which would keep us
     // from writing the maps; joining a namespace may have made us so.
     set_dumpable_behavior(DumpableBehavior::Dumpable).attempt(|| "make this process dumpable")?;
+    let by_clone = namespaces.made_by_clone();
     let existing = Existing::Each(namespaces.joined);
     let ends = (&parent_end, &child_end);
-    let (pid, pidfd) = match clone_through(&existing, namespaces.new, cgroup, ends)? {
+    let (pid, pidfd) = match clone_through(&existing, by_clone, cgroup, ends)? {
         Side::Child => {
             drop(parent_end);
             child::run(script, child_end, buffers)
@@ -212,7 +213,7 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
         command: command_name(process),
     };
     let setup = Setup::new(pid, pidfd, parent_end, wording);
-    if namespaces.new.contains(CloneNamespaces::USER) {
+    if by_clone.contains(CloneNamespaces::USER) {
         write_proc(pid, "uid_map", &maps.uid.to_proc_text())?;
         write_proc(pid, "gid_map", &maps.gid.to_proc_text())?;
     }

@@ -89,6 +89,21 @@ impl Namespaces {
         Ok(namespaces)
     }
 
+    /// Those the parent does not wait for: it needs the child's user namespace at once, and a PID
+    /// namespace can only be cloned into. A network namespace alone takes the kernel longer than
+    /// all others together.
+    pub(crate) fn made_by_child(&self) -> CloneNamespaces {
+        self.new & !Self::MADE_BY_CLONE
+    }
+
+    pub(crate) fn made_by_clone(&self) -> CloneNamespaces {
+        self.new & Self::MADE_BY_CLONE
+    }
+
+    const MADE_BY_CLONE: CloneNamespaces = CloneNamespaces::USER
+        .union(CloneNamespaces::PID)
+        .union(CloneNamespaces::MOUNT);
+
     pub(crate) fn has(&self, flag: CloneNamespaces, kind: LinuxNamespaceType) -> bool {
         self.new.contains(flag) || self.joined.iter().any(|(joined, _)| *joined == kind)
     }
@@ -233,7 +248,11 @@ impl<'a> Preparation<'a> {
     ) -> Result<Self> {
         refuse_unsupported(spec)?;
         let mut before_root = Vec::new();
-        // First, since it takes being dumpable.
+        let later = namespaces.made_by_child();
+        if !later.is_empty() {
+            before_root.push(Step::Unshare(later));
+        }
+        // Before the process stops being dumpable.
         let process = spec.process().as_ref();
         before_root.extend(process.and_then(Process::oom_score_adj).map(Step::OomScore));
         before_root.push(Step::AssumeRoot {

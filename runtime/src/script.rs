@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::CapabilitySet;
+use selkie_sys::clone::CloneNamespaces;
 use selkie_sys::exec::PreparedCommand;
 use selkie_sys::seccomp::Instruction;
 
@@ -73,6 +74,8 @@ pub(crate) struct Credentials {
 /// One thing the child does.
 #[derive(Debug)]
 pub(crate) enum Step {
+    /// Makes namespaces that the parent has no part in, while it goes on.
+    Unshare(CloneNamespaces),
     /// Waits until the ID maps are written, then becomes the container's root.
     AssumeRoot { uid: u32, gid: u32 },
     /// Becomes root of the container whose namespaces this process was cloned in.
@@ -223,6 +226,7 @@ impl Step {
     /// What the step attempts, for an error message; `detail` as the child reported it.
     pub(crate) fn describe(&self, detail: u32) -> String {
         match self {
+            Self::Unshare(namespaces) => format!("make new namespaces ({namespaces:?})"),
             Self::AssumeRoot { uid, gid } | Self::AssumeJoinedRoot { uid, gid } => {
                 format!("become {uid}:{gid} of the container's user namespace")
             }

@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::io::Errno;
 
+use crate::clone::CloneNamespaces;
+
 /// Gives every signal its default action and unblocks all of them. `execve` resets handlers but
 /// keeps ignored signals ignored (Rust ignores `SIGPIPE`) and the mask, which would surprise the
 /// new program.
@@ -92,6 +94,17 @@ pub fn join_new_session_keyring() -> Result<(), Errno> {
         )
     };
     if result == -1 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
+/// Moves the process into new namespaces (`unshare(2)`). It must have one thread, and none of the
+/// namespaces may be a PID one, which would only concern its children.
+pub fn unshare(namespaces: CloneNamespaces) -> Result<(), Errno> {
+    // SAFETY: takes an integer; CloneNamespaces holds namespace flags only, none of which touches
+    // the descriptor table or memory.
+    if unsafe { libc::unshare(namespaces.bits() as libc::c_int) } == -1 {
         return Err(last_errno());
     }
     Ok(())
