@@ -108,6 +108,7 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         labels: variables::labels(&matches.texts("label-file"), &matches.texts("label"))?,
         annotations: variables::pairs("annotation", &matches.texts("annotation"))?,
         read_only: matches.on("read-only"),
+        read_only_bare: false,
         mounts,
         init: matches.on("init"),
         stop_signal: matches.text("stop-signal").map(signal::parse).transpose()?,
