@@ -27,6 +27,7 @@ pub use import::{ImportOptions, ImportSource};
 pub use load::{LoadEvent, LoadSource, Loaded};
 pub use removal::Removed;
 pub use save::{SaveFormat, SaveItem, SaveTarget};
+pub use selkie_image::transport::TransportReference;
 
 /// One stored image.
 #[derive(Debug, Clone)]
