@@ -63,11 +63,16 @@ rust_version() { sed -n 's/^rust-version = "\(.*\)"/\1/p' "$checkout/Cargo.toml"
 target_dir() { echo "${CARGO_TARGET_DIR:-$checkout/target}"; }
 
 # build_selkie PROFILE: builds the binary with this cargo profile (release is what is shipped) and prints
-# its path, which depends on cargo's configuration.
+# its path. Linked statically and at a fixed address: that saves the dynamic loader's work, a
+# millisecond of every start, and lets one binary run on every distribution. With --target, since
+# proc macros of the build itself cannot be linked so.
 build_selkie() {
-    local messages
+    local host messages
+    host=$(rustc -vV | sed -n 's/^host: //p')
     messages=$(cd "$checkout" &&
-        cargo build --quiet --locked --profile "$1" --bin selkie --message-format json-render-diagnostics) || return 1
+        RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" \
+            cargo build --quiet --locked --profile "$1" --target "$host" --bin selkie \
+            --message-format json-render-diagnostics) || return 1
     sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' <<<"$messages" | tail -n 1
 }
 
