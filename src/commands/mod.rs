@@ -2,6 +2,7 @@
 
 pub mod attach;
 pub mod completion;
+pub mod container_prune;
 pub mod create;
 pub mod exec;
 pub mod exists;
@@ -13,6 +14,7 @@ pub mod import;
 pub mod inspect;
 pub mod kill;
 pub mod load;
+pub mod logs;
 pub mod manual;
 pub mod progress;
 pub mod prompt;
