@@ -25,9 +25,10 @@ use selkie_sys::process_identity::ProcessIdentity;
 use selkie_sys::{SysError, SysResult};
 
 use crate::child::{self, Buffers};
-use crate::launch::{LaunchError, Launched, Maps, Stdio, Who, command_name, introduce};
+use crate::id_maps::{Map, Maps};
+use crate::launch::{LaunchError, Launched, Stdio, Who, command_name, introduce};
 use crate::passage::{Existing, clone_through};
-use crate::prepare::{self, Map};
+use crate::process_steps;
 use crate::script::{Script, Step};
 use crate::spawn::{Handover, Setup, Wording};
 
@@ -84,13 +85,13 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Launched, LaunchError> {
             console: None,
         });
     }
-    steps.extend(prepare::working_directory(process, false)?);
+    steps.extend(process_steps::working_directory(process, false)?);
     steps.push(Step::AwaitUser);
-    let filter = prepare::filter(seccomp, seccomp_cache_dir)?;
+    let filter = process_steps::filter(seccomp, seccomp_cache_dir)?;
     let single = maps.gid.is_single();
-    steps.extend(prepare::final_steps(process, single, false, filter));
+    steps.extend(process_steps::final_steps(process, single, false, filter));
 
-    let (command, candidates) = prepare::command(process)?;
+    let (command, candidates) = process_steps::command(process)?;
     let handover = Handover::new(stdio, preserve_fds)?;
     let (parent_end, child_end) = handover.channel()?;
     let script = Script {

@@ -22,15 +22,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
-use selkie_sys::SysResult;
 use selkie_sys::clone::{CloneNamespaces, Side};
 use selkie_sys::errno::Attempt;
 use selkie_sys::fd_passing::{receive_one, send_one};
 use selkie_sys::process_identity::ProcessIdentity;
 
 use crate::child::{self, Buffers};
+use crate::id_maps::{Map, Maps};
+use crate::namespaces::Namespaces;
 use crate::passage::{Existing, clone_through};
-use crate::prepare::{self, Map, Namespaces, Preparation, invalid};
+use crate::prepare::{Preparation, invalid};
+use crate::process_steps;
 use crate::protocol::{Failure, Tag};
 use crate::script::{Script, ScriptStdio, Step};
 use crate::spawn::{Handover, Setup, Wording, give_pipes, protocol_error};
@@ -172,15 +174,15 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
             LinuxPersonalityDomain::PerLinux32 => 8,
         }));
     }
-    let filter = prepare::filter(linux.seccomp().as_ref(), seccomp_cache_dir)?;
-    steps.extend(prepare::final_steps(
+    let filter = process_steps::filter(linux.seccomp().as_ref(), seccomp_cache_dir)?;
+    steps.extend(process_steps::final_steps(
         process,
         maps.gid.is_single(),
         init,
         filter,
     ));
 
-    let (command, candidates) = prepare::command(process)?;
+    let (command, candidates) = process_steps::command(process)?;
     let handover = Handover::new(stdio, preserve_fds)?;
     let (parent_end, child_end) = handover.channel()?;
     let script = Script {
@@ -214,8 +216,7 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
     };
     let setup = Setup::new(pid, pidfd, parent_end, wording);
     if by_clone.contains(CloneNamespaces::USER) {
-        write_proc(pid, "uid_map", &maps.uid.to_proc_text())?;
-        write_proc(pid, "gid_map", &maps.gid.to_proc_text())?;
+        maps.write(pid)?;
     }
     provide(&setup, &maps, &who, provide_root, &script.stdio)?;
     setup.finish()
@@ -255,24 +256,9 @@ pub(crate) fn introduce(
     setup.tell_user(&user)
 }
 
-fn write_proc(pid: Pid, name: &str, text: &str) -> SysResult<()> {
-    let path = format!("/proc/{}/{name}", pid.as_raw_nonzero());
-    let attempt = || format!("write {:?} to {path}", text.trim_end());
-    let file = open(&path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).attempt(attempt)?;
-    // The kernel takes a map in one write.
-    rustix::io::write(&file, text.as_bytes()).attempt(attempt)?;
-    Ok(())
-}
-
 pub(crate) fn command_name(process: &Process) -> String {
     let name = process.args().iter().flatten().next();
     name.cloned().unwrap_or_default()
-}
-
-/// Container ↔ caller.
-pub(crate) struct Maps {
-    pub(crate) uid: Map,
-    pub(crate) gid: Map,
 }
 
 /// Who the process is to be, before the root is there.

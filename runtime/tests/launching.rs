@@ -47,6 +47,7 @@ fn main() -> std::process::ExitCode {
             existing_namespaces_are_joined,
         ),
         ("one_id_is_enough", one_id_is_enough),
+        ("all_ids_at_once", all_ids_at_once),
     ])
 }
 
@@ -831,6 +832,23 @@ fn one_id_is_enough() {
     let error = image.try_run(single(sh("true")).user("33")).unwrap_err();
     assert!(
         error.to_string().contains("user ID 33 is not mapped"),
+        "{error}"
+    );
+}
+
+/// One extent for what our own map has in two.
+fn all_ids_at_once() {
+    let image = Image::new();
+    let run = sh("cat /proc/self/uid_map /proc/self/gid_map | sed 's/  */ /g'").spec(|spec| {
+        spec.uid_maps = vec![(0, 0, 65537)];
+        spec.gid_maps = vec![(0, 0, 65537)];
+    });
+    assert_eq!(image.run(run).ok(), " 0 0 1\n 1 1 65536\n".repeat(2));
+    let error = image
+        .try_run(sh("true").spec(|spec| spec.uid_maps = vec![(0, 70000, 10)]))
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("write \"0 70000 10\" to /proc/"),
         "{error}"
     );
 }
