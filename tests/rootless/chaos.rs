@@ -103,13 +103,14 @@ fn kill_9_anywhere(ground: &'static Ground) -> Result<()> {
         let target = match victim {
             Victim::Command => Some(running.pid()),
             Victim::Monitor => {
-                let monitors: Vec<i32> = monitors(&login)
+                let monitors: Vec<i32> = login
+                    .monitors()
                     .into_iter()
                     .filter(|pid| *pid != running.pid() && !survivor_monitors.contains(pid))
                     .collect();
                 dice.pick(&monitors).copied()
             }
-            Victim::Pause => pause(&login, running.pid()),
+            Victim::Pause => login.pause_processes().first().copied(),
         };
         if let Some(target) = target.filter(|pid| processes::is_alive(*pid)) {
             processes::signal(target, Signal::KILL);
@@ -150,16 +151,6 @@ fn kill_9_anywhere(ground: &'static Ground) -> Result<()> {
         .with_context(|| format!("after {round} rounds with seed {}", ground.seed))
 }
 
-/// Background processes that have a container below them, or had.
-fn monitors(login: &Login) -> Vec<i32> {
-    let pause = login.pause_processes();
-    login
-        .background_processes()
-        .into_iter()
-        .filter(|pid| !pause.contains(pid))
-        .collect()
-}
-
 /// Login's background processes that are ancestors of `pid`.
 fn monitors_above(login: &Login, pid: i32) -> Vec<i32> {
     login
@@ -167,15 +158,6 @@ fn monitors_above(login: &Login, pid: i32) -> Vec<i32> {
         .into_iter()
         .filter(|monitor| processes::descendants(*monitor).contains(&pid))
         .collect()
-}
-
-/// The pause process while `command` runs: childless, in the background, in a session of its own.
-fn pause(login: &Login, command: i32) -> Option<i32> {
-    let below = processes::descendants(command);
-    login
-        .pause_processes()
-        .into_iter()
-        .find(|pid| !below.contains(pid))
 }
 
 /// Removes everything by commands, then looks from outside for what commands do not show.
@@ -250,12 +232,6 @@ fn nothing_is_left(login: &Login, survivor_pid: i32) -> Result<()> {
 
 fn describe(pids: &[i32]) -> Vec<String> {
     pids.iter()
-        .map(|pid| {
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            format!(
-                "{pid}: {}",
-                String::from_utf8_lossy(&line).replace('\0', " ")
-            )
-        })
+        .map(|pid| format!("{pid}: {}", processes::command_line(*pid)))
         .collect()
 }

@@ -154,7 +154,7 @@ fn nomap_hides_the_login(ground: &'static Ground) -> Result<()> {
 }
 
 fn explicit_maps(ground: &'static Ground) -> Result<()> {
-    let login = ground.login()?;
+    let login = ground.fresh_login_with_busybox()?;
     // As in rootless Podman, the second number counts in the login's own namespace: 0 is the login.
     let container = login.sleeper(&[
         "--uidmap",

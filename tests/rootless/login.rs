@@ -158,29 +158,36 @@ impl Login {
         self.detached(&all)
     }
 
-    /// Processes that commands of this login left running (pause process, monitors), found by the
-    /// tag in their environment. Processes in containers are their descendants.
+    /// Processes that commands of this login left running (pause process, monitors): those with
+    /// the tag in their environment, or the runtime directory in their command line. Processes in
+    /// containers are their descendants.
     pub fn background_processes(&self) -> Vec<i32> {
         let tag = format!("{TAG}={}", self.tag);
         processes::all()
             .into_iter()
             .filter(|process| self.user.owns_uid(process.uid))
-            .filter(|process| processes::environment_has(process.pid, &tag))
             .map(|process| process.pid)
+            .filter(|pid| {
+                processes::environment_has(*pid, &tag)
+                    || processes::command_line(*pid).contains(&*self.runtime_dir.to_string_lossy())
+            })
             .collect()
     }
 
-    /// The pause process: it holds a user namespace of its own and has neither a container above
-    /// nor below it. To be asked while no command runs.
+    /// Pause processes; more than one is a fault.
     pub fn pause_processes(&self) -> Vec<i32> {
-        let own = processes::namespace(std::process::id() as i32, "user");
-        let parents: Vec<i32> = processes::all()
-            .iter()
-            .map(|process| process.parent)
-            .collect();
         self.background_processes()
             .into_iter()
-            .filter(|pid| processes::namespace(*pid, "user") != own && !parents.contains(pid))
+            .filter(|pid| processes::command_line(*pid).starts_with("selkie-pause"))
+            .collect()
+    }
+
+    /// Monitors and commands that run: all but the pause process.
+    pub fn monitors(&self) -> Vec<i32> {
+        let pause = self.pause_processes();
+        self.background_processes()
+            .into_iter()
+            .filter(|pid| !pause.contains(pid))
             .collect()
     }
 

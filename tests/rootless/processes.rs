@@ -49,10 +49,12 @@ pub fn environment_has(pid: i32, assignment: &str) -> bool {
     })
 }
 
-/// Names a namespace of a process, e.g. `user:[4026531837]`.
-pub fn namespace(pid: i32, kind: &str) -> Option<String> {
-    let link = std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()?;
-    Some(link.to_string_lossy().into_owned())
+/// Its arguments, separated by spaces; empty when it has none or is gone.
+pub fn command_line(pid: i32) -> String {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line)
+        .trim_end_matches('\0')
+        .replace('\0', " ")
 }
 
 /// The process and everything below it.

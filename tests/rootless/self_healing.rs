@@ -136,12 +136,7 @@ fn runtime_directory_deleted(ground: &'static Ground) -> Result<()> {
 fn monitor_killed(ground: &'static Ground) -> Result<()> {
     let login = ground.fresh_login_with_busybox()?;
     let container = login.sleeper(&[])?;
-    let pause = login.pause_processes();
-    let monitors: Vec<i32> = login
-        .background_processes()
-        .into_iter()
-        .filter(|pid| !pause.contains(pid))
-        .collect();
+    let monitors = login.monitors();
     ensure!(!monitors.is_empty(), "no monitor was found");
     for monitor in monitors {
         kill_and_wait(monitor)?;
