@@ -157,6 +157,7 @@ impl Engine {
             process,
             seccomp,
             stdio,
+            cgroup: None,
             seccomp_cache_dir: Some(&self.config.cache_dir),
             preserve_fds: Vec::new(),
         })

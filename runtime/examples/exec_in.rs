@@ -56,6 +56,7 @@ fn run() -> Result<u8> {
         process: spec.process().as_ref().ok_or("no process")?,
         seccomp: spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()),
         stdio,
+        cgroup: None,
         seccomp_cache_dir: Some(&cache),
         preserve_fds: Vec::new(),
     })?;

@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Gid, Mode, OFlags, Uid, mknodat, openat, symlinkat};
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, mknodat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
@@ -88,6 +88,7 @@ pub(crate) fn run(script: Script, channel: OwnedFd, buffers: Buffers) -> ! {
         root: None,
         terminal: None,
         working_directory: None,
+        made_working_directory: false,
         empty_directory: None,
         capabilities: None,
     };
@@ -120,6 +121,8 @@ struct Child {
     /// Slave side.
     terminal: Option<OwnedFd>,
     working_directory: Option<OwnedFd>,
+    /// It is to belong to the user.
+    made_working_directory: bool,
     /// An empty read-only tmpfs, made when the first directory is masked.
     empty_directory: Option<OwnedFd>,
     /// What the container's user is to have, without what loading the filter takes.
@@ -365,10 +368,12 @@ impl Child {
     }
 
     fn open_working_directory(&mut self, path: &CStr, create: bool) -> Result<(), Errno> {
-        let directory = if create {
-            in_root::ensure(self.root()?, path, Kind::Directory)?
-        } else {
-            in_root::open(self.root()?, path, OFlags::PATH)?
+        let directory = match in_root::open(self.root()?, path, OFlags::PATH) {
+            Err(Errno::NOENT) if create => {
+                self.made_working_directory = true;
+                in_root::ensure(self.root()?, path, Kind::Directory)?
+            }
+            result => result?,
         };
         if !in_root::is_directory(directory.as_fd())? {
             return Err(Errno::NOTDIR);
@@ -402,8 +407,13 @@ impl Child {
         self.expect(Tag::User)?;
         let user = UserMessage::decode(&self.buffers.user[..self.user_length]);
         let user = user.ok_or(Errno::BADMSG)?;
+        let owner = Some(Uid::from_raw(user.uid));
         if let Some(terminal) = &self.terminal {
-            rustix::fs::fchown(terminal, Some(Uid::from_raw(user.uid)), None)?;
+            rustix::fs::fchown(terminal, owner, None)?;
+        }
+        if let (true, Some(directory)) = (self.made_working_directory, &self.working_directory) {
+            let group = Some(Gid::from_raw(user.gid));
+            rustix::fs::chownat(directory, c"", owner, group, AtFlags::EMPTY_PATH)?;
         }
         if self.wants_home && !user.home.is_empty() {
             let home = CStr::from_bytes_until_nul(user.home).map_err(|_| Errno::BADMSG)?;

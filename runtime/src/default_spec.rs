@@ -108,7 +108,7 @@ pub const DEFAULT_CAPABILITIES: [Capability; 11] = [
 ];
 
 /// Hidden by default: they tell of the host or of other containers.
-pub const MASKED_PATHS: [&str; 12] = [
+pub const MASKED_PATHS: [&str; 13] = [
     "/proc/acpi",
     "/proc/interrupts",
     "/proc/kcore",
@@ -121,7 +121,11 @@ pub const MASKED_PATHS: [&str; 12] = [
     "/sys/firmware",
     "/sys/fs/selinux",
     "/sys/dev/block",
+    "/sys/devices/virtual/powercap",
 ];
+
+/// `RLIMIT_NOFILE`, soft and hard, where the caller's own hard limit is not lower.
+const MOST_FILES: u64 = 1 << 20;
 
 /// Read-only by default.
 pub const READ_ONLY_PATHS: [&str; 6] = [
@@ -257,7 +261,8 @@ pub fn parse_ulimit_name(name: &str) -> Option<PosixRlimitType> {
 }
 
 impl DefaultSpec {
-    /// The complete spec. Limits not named in `ulimits` are inherited from the caller.
+    /// The complete spec. The limit of open files is the caller's
+    /// hard one; others not named in `ulimits` are inherited.
     ///
     /// # Errors
     /// [`LaunchError::InvalidSpec`] for unknown capabilities or limits, or a bad seccomp profile.
@@ -365,7 +370,14 @@ impl DefaultSpec {
     }
 
     fn rlimits(&self) -> Result<Vec<PosixRlimit>, LaunchError> {
-        let mut limits = Vec::new();
+        let limit = |typ, soft, hard| {
+            let limit = PosixRlimitBuilder::default().typ(typ).soft(soft).hard(hard);
+            limit.build().expect("every field is set")
+        };
+        // As many files as we may give, up to Podman's default.
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let files = files.maximum.unwrap_or(MOST_FILES).min(MOST_FILES);
+        let mut limits = vec![limit(PosixRlimitType::RlimitNofile, files, files)];
         for (name, soft, hard) in &self.ulimits {
             let typ = parse_ulimit_name(name).ok_or_else(|| {
                 LaunchError::InvalidSpec(format!(
@@ -377,14 +389,8 @@ impl DefaultSpec {
                     "limit {name}: the soft limit {soft} is above the hard limit {hard}"
                 )));
             }
-            limits.push(
-                PosixRlimitBuilder::default()
-                    .typ(typ)
-                    .soft(*soft)
-                    .hard(*hard)
-                    .build()
-                    .expect("every field is set"),
-            );
+            limits.retain(|limit| limit.typ() != typ);
+            limits.push(limit(typ, *soft, *hard));
         }
         Ok(limits)
     }

@@ -11,7 +11,7 @@
 //! so `ptrace` and `/proc/PID/{exe,fd,mem}` take a capability there that nobody in the container
 //! has. What the child opens, it opens without following magic links.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxSeccomp, Process};
@@ -42,6 +42,8 @@ pub struct ExecRequest<'a> {
     pub seccomp: Option<&'a LinuxSeccomp>,
     /// Streams or a terminal (made in the container's devpts).
     pub stdio: Stdio,
+    /// The container's cgroup v2 directory, to be in from the start.
+    pub cgroup: Option<BorrowedFd<'a>>,
     /// Where compiled seccomp filters are cached.
     pub seccomp_cache_dir: Option<&'a Path>,
     /// Descriptors from 3 on.
@@ -60,6 +62,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Launched, LaunchError> {
         process,
         seccomp,
         stdio,
+        cgroup,
         seccomp_cache_dir,
         preserve_fds,
     } = request;
@@ -111,7 +114,7 @@ pub fn exec(request: ExecRequest<'_>) -> Result<Launched, LaunchError> {
         *oom_score = process.oom_score_adj();
     }
     let none = CloneNamespaces::empty();
-    let (pid, pidfd) = match clone_through(&existing, none, None, (&parent_end, &child_end))? {
+    let (pid, pidfd) = match clone_through(&existing, none, cgroup, (&parent_end, &child_end))? {
         Side::Child => {
             drop(parent_end);
             child::run(script, child_end, buffers)

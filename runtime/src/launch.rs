@@ -167,7 +167,6 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
     preparation.hide_paths()?;
     preparation.enter_root(process)?;
     let (mut steps, slots) = preparation.into_steps();
-    steps.push(Step::AwaitUser);
     if let Some(personality) = linux.personality() {
         steps.push(Step::Personality(match personality.domain() {
             LinuxPersonalityDomain::PerLinux => 0,

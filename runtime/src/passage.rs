@@ -19,7 +19,7 @@ use rustix::thread::{
     ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
 use selkie_sys::SysError;
-use selkie_sys::clone::{CloneNamespaces, Side, clone3, clone3_sibling, exit_now, fork};
+use selkie_sys::clone::{CloneNamespaces, Side, clone3, clone3_sibling, exit_now};
 use selkie_sys::errno::Attempt;
 use selkie_sys::fd_passing::{receive_one, send_one};
 
@@ -124,8 +124,10 @@ pub(crate) fn clone_through(
         return Ok(clone3(new, cgroup)?);
     }
     let (parent_end, child_end) = ends;
-    let intermediate = match fork()? {
-        Side::Child => match pass(existing, new, cgroup, child_end.as_fd()) {
+    // The intermediate is already in the cgroup, which its child inherits: from within the
+    // container's cgroup namespace it could not be moved there.
+    let intermediate = match clone3(CloneNamespaces::empty(), cgroup)? {
+        Side::Child => match pass(existing, new, child_end.as_fd()) {
             Some(side) => return Ok(side),
             None => exit_now(0),
         },
@@ -138,12 +140,7 @@ pub(crate) fn clone_through(
 }
 
 /// The intermediate: `Some` in the child it has cloned, `None` in itself when it is done.
-fn pass(
-    existing: &Existing,
-    new: CloneNamespaces,
-    cgroup: Option<BorrowedFd<'_>>,
-    channel: BorrowedFd<'_>,
-) -> Option<Side> {
+fn pass(existing: &Existing, new: CloneNamespaces, channel: BorrowedFd<'_>) -> Option<Side> {
     let failed = |errno, detail| {
         let failure = Failure {
             step: Failure::PASSAGE,
@@ -157,7 +154,7 @@ fn pass(
     if let Err((errno, detail)) = existing.join() {
         return failed(errno, detail);
     }
-    match clone3_sibling(new, cgroup) {
+    match clone3_sibling(new, None) {
         Ok(Side::Child) => Some(Side::Child),
         Ok(Side::Parent { pid, pidfd }) => {
             let mut message = [Tag::Child as u8; 5];

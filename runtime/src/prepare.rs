@@ -263,14 +263,10 @@ impl<'a> Preparation<'a> {
         c_string(format!("sys/{path}").as_bytes(), name)
     }
 
-    /// Working directory, read-only root, and leaving the host's tree.
+    /// Working directory, leaving the host's tree, the user, and read-only root.
     pub(crate) fn enter_root(&mut self, process: &Process) -> Result<()> {
         self.on_root
             .extend(process_steps::working_directory(process, true)?);
-        let root = self.spec.root().as_ref();
-        if root.and_then(|root| root.readonly()).unwrap_or(false) {
-            self.on_root.push(Step::ReadOnlyRoot);
-        }
         let linux = self.spec.linux().as_ref();
         let propagation = linux
             .and_then(|linux| linux.rootfs_propagation().as_deref())
@@ -284,6 +280,11 @@ impl<'a> Preparation<'a> {
             propagation,
             recursive,
         });
+        self.on_root.push(Step::AwaitUser);
+        let root = self.spec.root().as_ref();
+        if root.and_then(|root| root.readonly()).unwrap_or(false) {
+            self.on_root.push(Step::ReadOnlyRoot);
+        }
         Ok(())
     }
 

@@ -147,7 +147,8 @@ pub(crate) enum Step {
     ReadOnlyRoot,
     /// Makes the root the only thing there is.
     Pivot { propagation: u64, recursive: bool },
-    /// Waits to be told who to be; makes that user owner of the terminal.
+    /// Waits to be told who to be; makes that user owner of the terminal and of a working directory
+    /// that was made.
     AwaitUser,
     /// `setrlimit`.
     Limit {
@@ -267,7 +268,7 @@ impl Step {
             }
             Self::ReadOnlyRoot => "make the root file system read-only".into(),
             Self::Pivot { .. } => "pivot_root into the container's root file system".into(),
-            Self::AwaitUser => "hand the terminal to the container's user".into(),
+            Self::AwaitUser => "hand terminal and working directory to the container's user".into(),
             Self::Limit { limit, name, .. } => format!(
                 "set {name} to {}:{}",
                 describe_limit(limit.current),

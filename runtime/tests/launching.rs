@@ -337,6 +337,14 @@ fn working_directories() {
     };
     assert_eq!(run("/tmp").unwrap().ok(), "/tmp\n0:1777\n");
     assert_eq!(run("/made/for/it").unwrap().ok(), "/made/for/it\n0:755\n");
+    // What is made belongs to the user, also when the root is read-only afterwards.
+    let theirs = sh("touch here 2>/dev/null; stat -c %u:%g .")
+        .user("33")
+        .spec(|spec| {
+            spec.cwd = "/theirs".into();
+            spec.read_only_root = true;
+        });
+    assert_eq!(image.run(theirs).ok(), "33:33\n");
     let message = run("/etc/passwd").unwrap_err().to_string();
     assert!(
         message.contains("enter the working directory /etc/passwd"),

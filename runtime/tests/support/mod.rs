@@ -27,18 +27,25 @@ use selkie_sys::mount::{clone_detached, set_idmap};
 pub const SLICE: (u32, u32) = (1000, 5000);
 
 /// Why a test cannot run here.
-type Skip = String;
+pub type Skip = String;
 
 /// Runs the named tests one after the other. A test that cannot run here is shown as ignored, or
 /// fails when `SELKIE_TEST_MUST` is 1.
 pub fn run_tests(tests: &[(&'static str, fn())]) -> std::process::ExitCode {
+    run(tests, in_pause_namespace)
+}
+
+fn run(
+    tests: &[(&'static str, fn())],
+    ground: impl Fn(fn()) -> Result<(), Skip> + Copy + Send + 'static,
+) -> std::process::ExitCode {
     let mut arguments = libtest_mimic::Arguments::from_args();
     arguments.test_threads = Some(1);
     let must = std::env::var_os("SELKIE_TEST_MUST").is_some_and(|value| value == "1");
     let trials = tests
         .iter()
         .map(|&(name, body)| {
-            libtest_mimic::Trial::ignorable_test(name, move || match in_pause_namespace(body) {
+            libtest_mimic::Trial::ignorable_test(name, move || match ground(body) {
                 Ok(()) => Ok(libtest_mimic::Completion::Completed),
                 Err(reason) if must => Err(reason.into()),
                 Err(reason) => Ok(libtest_mimic::Completion::ignored_with(reason)),
@@ -46,6 +53,26 @@ pub fn run_tests(tests: &[(&'static str, fn())]) -> std::process::ExitCode {
         })
         .collect();
     libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// As [`run_tests`] for what only the host's root can prepare: the bodies run in the host's
+/// namespaces, in a process of their own. `possible` says why not, where they cannot.
+pub fn run_root_tests(
+    possible: fn() -> Result<(), Skip>,
+    tests: &[(&'static str, fn())],
+) -> std::process::ExitCode {
+    run(tests, move |body| {
+        if !rustix::process::getuid().is_root() {
+            return Err("needs root".into());
+        }
+        possible()?;
+        let pid = match selkie_sys::clone::fork().map_err(|error| error.to_string())? {
+            Side::Parent { pid, .. } => pid,
+            Side::Child => exit_now(catch_unwind(AssertUnwindSafe(body)).is_err().into()),
+        };
+        assert!(wait(pid) == 0, "the test failed, see above");
+        Ok(())
+    })
 }
 
 /// Login's ID and first subordinate ID, for users and groups.
@@ -249,7 +276,7 @@ impl Image {
             spec: &spec,
             stdio,
             provide_root: &mut |user_namespace| Ok(self.root_for(user_namespace)),
-            cgroup: None,
+            cgroup: run.cgroup.as_ref().map(AsFd::as_fd),
             init: run.init,
             seccomp_cache_dir: None,
             preserve_fds: run.preserve_fds,
@@ -315,6 +342,7 @@ impl Sleeper {
             process: spec.process().as_ref().unwrap(),
             seccomp: linux.and_then(|linux| linux.seccomp().as_ref()),
             stdio,
+            cgroup: run.cgroup.as_ref().map(AsFd::as_fd),
             seccomp_cache_dir: None,
             preserve_fds: run.preserve_fds,
         })?;
@@ -394,6 +422,7 @@ pub struct Run {
     pub terminal: Option<(u16, u16)>,
     pub init: bool,
     pub preserve_fds: Vec<OwnedFd>,
+    pub cgroup: Option<OwnedFd>,
 }
 
 /// A command with the defaults.
@@ -411,6 +440,7 @@ pub fn command(argv: &[&str]) -> Run {
         terminal: None,
         init: false,
         preserve_fds: Vec::new(),
+        cgroup: None,
     }
 }
 
