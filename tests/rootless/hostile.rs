@@ -87,22 +87,16 @@ const LAYERS: &[(&str, &str, Fate)] = &[
     (
         "duplicate-entries",
         "f('twice', 'first'); d('x'); f('twice', 'second')",
-        Fate::Contained {
-            look: "cat /twice",
-            shows: "second",
-        },
+        Fate::Refused,
     ),
     (
         "directory-over-link",
         "l('place', HOST); d('place'); f('place/file', 'inside')",
-        Fate::Contained {
-            look: "cat /place/file",
-            shows: "inside",
-        },
+        Fate::Refused,
     ),
     (
         "device-node",
-        "n('disk', tarfile.BLKTYPE); n('mem', tarfile.CHRTYPE); f('file', 'inside')",
+        "n('disk', tarfile.BLKTYPE); n('mem', tarfile.CHRTYPE); f('file', 'inside\\n')",
         Fate::Contained {
             look: "cat /file; test -b /disk || test -c /mem || echo no-device",
             shows: "inside\nno-device",
@@ -110,7 +104,7 @@ const LAYERS: &[(&str, &str, Fate)] = &[
     ),
     (
         "set-id-on-strange-owner",
-        "f('suid', 'x', mode=0o6777, uid=4000000)",
+        "f('suid', 'x', mode=0o6777, uid=60000)",
         Fate::Contained {
             look: "echo ran",
             shows: "ran",
