@@ -8,13 +8,17 @@
 //! are used again, so memory is bounded by [`QUEUE`] + 2 of them whatever the layer, and nothing is
 //! allocated per file but its entry. One thread, because order is what the two record files need,
 //! and because inflating is slower than hashing and writing on every machine tried.
+//!
+//! A layer is only reported as stored once it is on disk, and the kernel by itself would start
+//! writing when we have finished. So a large layer gets a second thread, which syncs the file system
+//! whenever [`FLUSH`] bytes have come together.
 
 use std::sync::mpsc::{Receiver, Sender, SyncSender};
 
 use crate::layer::{NewEntry, NewEntryKind};
 use crate::layer_record::{CompressedFile, HEADER_SIZE, Piece, encode_entry};
 use crate::object::{LargeObject, ObjectWriter, Unsynced};
-use crate::store::{Store, StoreError};
+use crate::store::{IoContext, Store, StoreError};
 
 /// Bytes in a batch.
 pub(crate) const BATCH: usize = 1 << 20;
@@ -22,6 +26,9 @@ pub(crate) const BATCH: usize = 1 << 20;
 pub(crate) const BATCH_ENTRIES: usize = 1 << 20;
 /// Batches waiting for the worker.
 pub(crate) const QUEUE: usize = 8;
+
+/// Bytes of content after which writing to disk starts.
+const FLUSH: u64 = 64 << 20;
 
 /// What the next bytes of a batch are.
 #[derive(Debug)]
@@ -115,23 +122,27 @@ impl Worker {
             record: Vec::new(),
             current: None,
             totals: Totals::default(),
+            flusher: None,
+            store: store.clone(),
         };
         let (work, todo) = std::sync::mpsc::sync_channel::<Batch>(QUEUE);
         let (give_back, spare): (Sender<Batch>, _) = std::sync::mpsc::channel();
         let thread = std::thread::Builder::new()
             .name("layer-writer".to_owned())
             .spawn(move || {
-                for mut batch in todo {
+                let result = todo.into_iter().try_for_each(|mut batch| {
                     state.process(&mut batch)?;
                     // The caller may have stopped listening; then the buffer is just dropped.
                     let _ = give_back.send(batch);
-                }
+                    state.flush_sometimes()
+                });
+                // Whatever happened: no thread outlives this one.
+                let flushed = state.flusher.take().map_or(Ok(()), Flusher::join);
+                result.and(flushed)?;
                 state.finish()
             })
-            .map_err(|source| StoreError::Io {
-                attempt: "start a thread to write a layer to",
-                path: store.root().to_owned(),
-                source,
+            .on("start a thread to write a layer to", || {
+                store.root().to_owned()
             })?;
         Ok(Self {
             work,
@@ -156,6 +167,37 @@ struct State {
     record: Vec<u8>,
     current: Option<CurrentFile>,
     totals: Totals,
+    flusher: Option<Flusher>,
+    store: Store,
+}
+
+/// Writes to disk in the background what has been written so far, each time it is told to.
+struct Flusher {
+    tell: SyncSender<()>,
+    thread: std::thread::JoinHandle<Result<(), StoreError>>,
+}
+
+impl Flusher {
+    fn start(store: &Store) -> Result<Self, StoreError> {
+        let store = store.clone();
+        // Being told while it is at work once is enough.
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let root = store.root().to_owned();
+        let thread = std::thread::Builder::new()
+            .name("layer-flusher".to_owned())
+            .spawn(move || told.iter().try_for_each(|()| store.sync()))
+            .on("start a thread to write a layer to", || root)?;
+        Ok(Self { tell, thread })
+    }
+
+    /// Waits until it has done what it was told, and gives what went wrong: the kernel reports a
+    /// failed write only once.
+    fn join(self) -> Result<(), StoreError> {
+        drop(self.tell);
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
 }
 
 struct CurrentFile {
@@ -253,6 +295,19 @@ impl State {
         encode_entry(entry, object, &mut self.record);
         self.totals.entry_count += 1;
         self.entries.write(&self.record)
+    }
+
+    fn flush_sometimes(&mut self) -> Result<(), StoreError> {
+        if !self.objects.has_written(FLUSH) {
+            return Ok(());
+        }
+        let flusher = match &self.flusher {
+            Some(flusher) => flusher,
+            None => self.flusher.insert(Flusher::start(&self.store)?),
+        };
+        // Full: it has been told already. Disconnected: it has failed, as joining it will show.
+        let _ = flusher.tell.try_send(());
+        Ok(())
     }
 
     fn finish(mut self) -> Result<Done, StoreError> {

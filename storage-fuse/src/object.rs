@@ -95,6 +95,8 @@ pub(crate) struct ObjectWriter {
     known: HashSet<ObjectId>,
     next_name: u64,
     unsynced: Unsynced,
+    /// Bytes written since somebody last asked.
+    written: u64,
 }
 
 impl ObjectWriter {
@@ -105,7 +107,17 @@ impl ObjectWriter {
             known: HashSet::new(),
             next_name: 0,
             unsynced: Unsynced::Few(Vec::new()),
+            written: 0,
         }
+    }
+
+    /// Bytes written since the last call that gave true, compared with `threshold`.
+    pub fn has_written(&mut self, threshold: u64) -> bool {
+        let enough = self.written >= threshold;
+        if enough {
+            self.written = 0;
+        }
+        enough
     }
 
     /// Ends writing; what it refers to is still to be brought to disk.
@@ -145,7 +157,7 @@ impl ObjectWriter {
     }
 
     /// Takes the next piece.
-    pub fn append(&self, object: &mut LargeObject, piece: &[u8]) -> Result<(), StoreError> {
+    pub fn append(&mut self, object: &mut LargeObject, piece: &[u8]) -> Result<(), StoreError> {
         object.hasher.update(piece);
         if object.parts.is_none() {
             self.write(&object.file, &object.name, piece)?;
@@ -156,7 +168,7 @@ impl ObjectWriter {
         Ok(())
     }
 
-    fn append_sparse(&self, object: &mut LargeObject, piece: &[u8]) -> Result<(), StoreError> {
+    fn append_sparse(&mut self, object: &mut LargeObject, piece: &[u8]) -> Result<(), StoreError> {
         let base = object.offset;
         let end = base + piece.len() as u64;
         let slice = |from: u64, to: u64| &piece[(from - base) as usize..(to - base) as usize];
@@ -242,7 +254,8 @@ impl ObjectWriter {
         Ok((name, file))
     }
 
-    fn write(&self, file: &OwnedFd, name: &str, mut content: &[u8]) -> Result<(), StoreError> {
+    fn write(&mut self, file: &OwnedFd, name: &str, mut content: &[u8]) -> Result<(), StoreError> {
+        self.written += content.len() as u64;
         while !content.is_empty() {
             match rustix::io::write(file, content) {
                 Ok(written) => content = &content[written..],

@@ -106,6 +106,19 @@ fn many_small_entries_come_out_as_they_went_in() {
 }
 
 #[test]
+fn a_layer_that_is_flushed_while_it_is_read_comes_out_as_it_went_in() {
+    let (_directory, store) = store();
+    let content = noise(7 << 20);
+    let samples: Vec<_> = (0..20)
+        .map(|number| file(&format!("{number}"), &content[number << 10..]))
+        .collect();
+    let diff_id = write_layer(&store, &samples).unwrap();
+    let mut out = Vec::new();
+    store.write_layer_tar(&diff_id, &mut out).unwrap();
+    assert!(out == stream(&samples));
+}
+
+#[test]
 fn equal_contents_are_kept_once_and_read_only() {
     use std::os::unix::fs::PermissionsExt;
     let (_directory, store) = store();
