@@ -194,41 +194,56 @@ fn a_tree_moves_whole(scratch: &Path) {
 }
 
 fn a_move_cut_short_is_finished(scratch: &Path) {
-    for round in 0..40u32 {
-        let root = scratch.join(format!("upper{round}"));
+    const ROUNDS: u32 = 30;
+    const FILES: u32 = 200;
+    let make = |name: String| {
+        let root = scratch.join(name);
         make_tree(&root, OLD);
-        for number in 0..60 {
-            let path = root.join(format!("dir/{number}"));
+        let inner = root.join("dir/sub/inner");
+        std::fs::create_dir(&inner).unwrap();
+        for number in 0..FILES {
+            let path = inner.join(number.to_string());
             std::fs::write(&path, "").unwrap();
             own(&path, OLD + 33, OLD + 33);
             set_mode(&path, 0o4755);
             set(&path, "security.capability", &v3(OLD));
         }
-        // Adding files changed the directory's time.
+        // Adding a file changed the directory's time.
         let time = std::fs::FileTimes::new()
             .set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(77));
-        let directory = std::fs::File::open(root.join("dir")).unwrap();
+        let directory = std::fs::File::open(root.join("dir/sub")).unwrap();
         directory.set_times(time).unwrap();
+        root
+    };
+    let whole = make("whole".to_owned());
+    let start = std::time::Instant::now();
+    reown_tree(&whole, &slice(OLD, 1000), &slice(NEW, 1000)).unwrap();
+    let duration = start.elapsed();
+    let mut cut_short = 0;
+    for round in 0..ROUNDS {
+        let root = make(format!("upper{round}"));
         match fork().unwrap() {
             Side::Child => {
                 let moved = reown_tree(&root, &slice(OLD, 1000), &slice(NEW, 1000));
                 exit_now(i32::from(moved.is_err()))
             }
             Side::Parent { pid, pidfd } => {
-                std::thread::sleep(std::time::Duration::from_micros(u64::from(round) * 150));
+                std::thread::sleep(duration * round / ROUNDS);
                 let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
-                wait(pid);
+                cut_short += u32::from(wait(pid) != 0);
             }
         }
         reown_tree(&root, &slice(OLD, 1000), &slice(NEW, 1000)).unwrap();
         check_tree(&root, NEW);
-        for number in 0..60 {
-            let path = root.join(format!("dir/{number}"));
+        for number in 0..FILES {
+            let path = root.join(format!("dir/sub/inner/{number}"));
             let found = std::fs::metadata(&path).unwrap();
             assert_eq!((found.uid(), found.mode() & 0o7777), (NEW + 33, 0o4755));
             assert_eq!(get(&path, "security.capability"), v3(NEW));
         }
     }
+    assert!(cut_short > 0);
+    assert!(names(scratch).iter().all(|name| !name.ends_with(".reown")));
 }
 
 fn overlapping_slices_move_once(scratch: &Path) {
