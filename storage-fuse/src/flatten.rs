@@ -19,7 +19,7 @@ use crate::store::{Store, StoreError};
 
 /// Bytes of all names, link targets and extended attributes of an image, so that a hostile one
 /// cannot fill the memory.
-const MAX_TEXT: usize = 128 << 20;
+const MAX_TEXT: usize = 48 << 20;
 
 /// Index of a node in [`Tree::nodes`].
 pub(crate) type NodeId = u32;

@@ -15,6 +15,7 @@ use crate::digest::{Digest, parse_hex};
 use crate::layer_record::EntryReader;
 use crate::object::ObjectId;
 use crate::store::{ExclusiveLock, IoContext, Store, StoreError};
+use crate::tmpfs_metacopy::discard_tree;
 use crate::tree_name::TreeName;
 
 /// Files of the store nothing refers to.
@@ -78,8 +79,18 @@ impl Store {
         live_layers: &BTreeSet<String>,
     ) -> Result<Garbage, StoreError> {
         let garbage = self.find_garbage(lock, live_images, live_layers)?;
+        let trees = self.path("trees");
+        // In this order: layers and indexes go before the objects they name, and a layer's entries
+        // before its stream, so that whoever is killed here leaves nothing that looks whole.
         for path in &garbage.paths {
-            crate::remove_tree::remove_tree(path)?;
+            match path
+                .strip_prefix(&trees)
+                .ok()
+                .and_then(|name| name.to_str())
+            {
+                Some(name) => discard_tree(self, name)?,
+                None => crate::remove_tree::remove_tree(path)?,
+            }
         }
         Ok(garbage)
     }

@@ -114,7 +114,7 @@ impl Presenter for TmpfsMetacopy {
                 single_id,
             }
             .text();
-            crate::remove_tree::remove_tree(&store.path("trees").join(name))?;
+            discard_tree(store, &name)?;
         }
         Ok(())
     }
@@ -208,6 +208,22 @@ fn build_tree(store: &Store, tree: &TreeName) -> Result<(), StoreError> {
         }
     }
     result.map(drop)
+}
+
+/// Removes what is called `name` below `trees/`. It loses its name first: a tree that is only half
+/// there when we are killed must not be taken for whole.
+pub(crate) fn discard_tree(store: &Store, name: &str) -> Result<(), StoreError> {
+    let path = store.path("trees").join(name);
+    let trees = match open_trees_directory(store) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.on("remove", || path.clone())?,
+    };
+    let doomed = format!("removing-{}", unique_name()?);
+    match rustix::fs::renameat(&trees, name, &trees, &doomed) {
+        Ok(()) => crate::remove_tree::remove_tree_at(trees.as_fd(), doomed.as_bytes(), &path),
+        Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(errno).on("remove", || path),
+    }
 }
 
 /// The root of the tmpfs of trees, mounted if it is not.
