@@ -49,7 +49,7 @@ pub enum Durability {
 }
 
 /// Pages in the write-ahead log from which [`Database::tidy`] folds it back.
-const TIDY_FRAMES: i64 = 100;
+const TIDY_FRAMES: i64 = 60;
 
 /// A commit folds the log back itself from this many pages, in case nobody tidies.
 const FORCED_CHECKPOINT_FRAMES: i64 = 2000;
@@ -131,6 +131,14 @@ impl Database {
             let _ = checkpoint_from(connection, TIDY_FRAMES);
         }
         Ok(value)
+    }
+
+    /// Opens the database now, for use later.
+    ///
+    /// # Errors
+    /// It cannot be opened, is damaged or of a newer version.
+    pub fn connect_now(&self) -> Result<()> {
+        self.connection().map(|_| ())
     }
 
     /// Folds the write-ahead log back when it has grown long. For moments when nobody waits.

@@ -1,7 +1,7 @@
 //! A container's log file, in the k8s-file format: one record per line of output,
 //! `TIME STREAM F|P TEXT`, where `P` marks text whose line goes on in the next record.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
 
@@ -42,14 +42,6 @@ impl LogWriter {
             file: None,
             record: Vec::new(),
         }
-    }
-
-    /// What must stay open.
-    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        use std::os::fd::AsFd;
-        [Some(self.dir.as_fd()), self.file.as_ref().map(AsFd::as_fd)]
-            .into_iter()
-            .flatten()
     }
 
     /// Appends what one read gave.

@@ -24,7 +24,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio};
+use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile};
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
 use selkie_sys::namespace::NamespaceKey;
@@ -114,11 +114,20 @@ struct Running {
     signals: SignalQueue,
     listener: OwnedFd,
     started: String,
+    database: Option<Database>,
+}
+
+/// What is made while the container's process makes its mounts.
+struct Aside {
+    listener: OwnedFd,
+    started: String,
+    /// Opened beforehand where somebody waits for the end. It costs memory, so not for containers
+    /// that run by themselves.
+    database: Option<Database>,
 }
 
 /// What is needed when the container has ended; small, since it stays in memory.
 struct Epilogue {
-    /// Opened beforehand where somebody waits for the end.
     database: Option<Database>,
     paths: EngineConfig,
     id: ContainerId,
@@ -168,7 +177,7 @@ impl<'e> Monitor<'e> {
         };
         StartReport::send(Ok(()), self.report);
         let mut epilogue = Epilogue {
-            database: None,
+            database: running.database,
             paths: self.engine.config.clone(),
             id: self.launch.id,
             dir: self.launch.lock.dir,
@@ -188,12 +197,12 @@ impl<'e> Monitor<'e> {
             Ok(dir) => LogWriter::new(dir),
             Err(_) => return,
         };
-        let terminal = running.launched.terminal.take();
+        let (pidfd, terminal) = essence(running.launched);
         if let Some(terminal) = terminal {
             running.streams = Streams::terminal(terminal);
         }
         let mut relay = Relay {
-            pidfd: running.launched.pidfd,
+            pidfd,
             streams: running.streams,
             signals: running.signals,
             listener: running.listener,
@@ -201,10 +210,7 @@ impl<'e> Monitor<'e> {
             log,
             stop_signal: epilogue.stop_signal,
         };
-        slim_down(&epilogue, &relay);
-        if epilogue.disposable && !relay.clients.is_empty() {
-            epilogue.open_database();
-        }
+        slim_down();
         let code = relay.run(&epilogue);
         let afterwards = epilogue.finish(code);
         relay.say_exited(code);
@@ -216,13 +222,13 @@ impl<'e> Monitor<'e> {
         // Fails only for a process group leader, which a forked child is not.
         let _ = rustix::process::setsid();
         let _ = rustix::thread::set_name(c"selkie-monitor");
+        self.close_the_rest()?;
         let signals = SignalQueue::new(
             &[SignalName::SIGHUP, SignalName::SIGTERM],
             &[SignalName::SIGINT, SignalName::SIGQUIT, SignalName::SIGPIPE],
         )?;
         let engine = self.engine;
         let launch = &self.launch;
-        let listener = make_socket(&engine.config, &launch.id)?;
         let layer = match launch.chain_id {
             Some(_) => Some(ContainerLayer::create(&launch.lock.path)?),
             None => None,
@@ -264,7 +270,9 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
-        let mut launched = selkie_runtime::launch::launch(LaunchRequest {
+        let mut aside = Err(Error::machine("start the container", "it was not prepared"));
+        let mut meanwhile = |init| aside = self.prepare_aside(init);
+        let request = LaunchRequest {
             spec: &spec,
             stdio,
             provide_root: &mut provide_root,
@@ -272,15 +280,14 @@ impl<'e> Monitor<'e> {
             init: launch.config.options.init,
             seccomp_cache_dir: Some(&engine.config.cache_dir),
             preserve_fds: Vec::new(),
-        })?;
-        let started = now();
-        let state = RunState {
-            boot: boot_id()?.to_owned(),
-            monitor: ProcessIdentity::own()?,
-            init: launched.identity,
-            started: started.clone(),
         };
-        state::write_state(launch.lock.as_fd(), &state)?;
+        let mut launched = launch_meanwhile(request, &mut meanwhile)?;
+        let Aside {
+            listener,
+            started,
+            database,
+        } = aside?;
+        state::commit_state(launch.lock.as_fd())?;
         launched.start()?;
         Ok(Running {
             launched,
@@ -288,7 +295,43 @@ impl<'e> Monitor<'e> {
             signals,
             listener,
             started,
+            database,
         })
+    }
+
+    /// Everything that can be done while the container's process is busy with its mounts.
+    fn prepare_aside(&self, init: ProcessIdentity) -> Result<Aside> {
+        let launch = &self.launch;
+        let started = now();
+        let state = RunState {
+            boot: boot_id()?.to_owned(),
+            monitor: ProcessIdentity::own()?,
+            init,
+            started: started.clone(),
+        };
+        state::prepare_state(launch.lock.as_fd(), &state)?;
+        let paths = &self.engine.config;
+        let database = if launch.disposable && self.client.is_some() {
+            let database = Database::open(&paths.data_dir)?;
+            database.connect_now()?;
+            Some(database)
+        } else {
+            None
+        };
+        Ok(Aside {
+            listener: make_socket(paths, &launch.id)?,
+            started,
+            database,
+        })
+    }
+
+    /// Closes what came with the fork and is of no use here, also what the command itself was given
+    /// by its caller: a pipe held open for the container's life would block whoever reads it.
+    fn close_the_rest(&self) -> Result<()> {
+        let store = self.engine.store.directory();
+        let mut keep = vec![self.report.as_fd(), self.launch.lock.as_fd(), store];
+        keep.extend(self.client.as_ref().map(AsFd::as_fd));
+        Ok(selkie_sys::slim::close_all_except(&keep)?)
     }
 
     /// After a start that failed: no run, no socket.
@@ -376,14 +419,6 @@ impl Epilogue {
     /// Makes the attach socket again.
     fn listen_again(&self) -> Result<OwnedFd> {
         make_socket(&self.paths, &self.id)
-    }
-
-    /// While the container runs, so that the end needs not wait for it. Costs memory, so not for
-    /// containers that run by themselves.
-    fn open_database(&mut self) {
-        self.database = Database::open(&self.paths.data_dir)
-            .ok()
-            .filter(|database| database.tidy().is_ok());
     }
 
     /// Puts the end on record, or the container away.
@@ -475,16 +510,18 @@ pub(crate) fn open_null() -> Result<OwnedFd> {
         .map_err(|errno| Error::machine("open /dev/null", errno))
 }
 
-/// Drops what came with the fork and is of no use from here on.
-fn slim_down(epilogue: &Epilogue, relay: &Relay) {
+/// What is of use after the start; the rest is dropped.
+fn essence(launched: Launched) -> (OwnedFd, Option<OwnedFd>) {
+    (launched.pidfd, launched.terminal)
+}
+
+/// Lets go of the command's terminal and directory, and of the memory that came with the fork.
+fn slim_down() {
     if let Ok(null) = open_null() {
         let _ = rustix::stdio::dup2_stdin(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
         let _ = rustix::stdio::dup2_stderr(&null);
     }
-    let mut keep = vec![epilogue.dir.as_fd()];
-    keep.extend(relay.descriptors());
-    let _ = selkie_sys::slim::close_all_except(&keep);
     // So that no file system is kept busy by where the command happened to be called.
     let _ = rustix::process::chdir("/");
     selkie_sys::slim::trim_heap();

@@ -66,9 +66,14 @@ const STATE_NEW: &str = "state.new";
 const EXIT: &str = "exit";
 const EXIT_NEW: &str = "exit.new";
 
-/// Writes `state` in a container's directory, whole or not at all.
-pub(crate) fn write_state(dir: BorrowedFd<'_>, state: &RunState) -> Result<()> {
-    write_whole(dir, STATE, STATE_NEW, state)
+/// Writes `state` in a container's directory beforehand; [`commit_state`] makes it count.
+pub(crate) fn prepare_state(dir: BorrowedFd<'_>, state: &RunState) -> Result<()> {
+    write_new(dir, STATE_NEW, state)
+}
+
+/// Makes what [`prepare_state`] wrote the container's `state`.
+pub(crate) fn commit_state(dir: BorrowedFd<'_>) -> Result<()> {
+    rename(dir, STATE_NEW, STATE)
 }
 
 /// Writes `exit` in a container's directory, whole or not at all.
@@ -79,7 +84,7 @@ pub(crate) fn write_exit(dir: BorrowedFd<'_>, exit: &ExitRecord) -> Result<()> {
 /// Forgets the run; its end must be in the database.
 pub(crate) fn clear(dir: BorrowedFd<'_>) -> Result<()> {
     // `exit` last: while `state` is there it must not look as if nobody saw the end.
-    for name in [STOPPING, STATE, EXIT] {
+    for name in [STOPPING, STATE_NEW, STATE, EXIT] {
         match unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(errno) => {
@@ -176,7 +181,17 @@ fn write_whole(
     temporary: &str,
     value: &impl Serialize,
 ) -> Result<()> {
-    let attempt = || format!("write `{name}` of a container");
+    write_new(dir, temporary, value)?;
+    rename(dir, temporary, name)
+}
+
+fn rename(dir: BorrowedFd<'_>, temporary: &str, name: &str) -> Result<()> {
+    renameat(dir, temporary, dir, name)
+        .map_err(|errno| Error::machine(format!("write `{name}` of a container"), errno))
+}
+
+fn write_new(dir: BorrowedFd<'_>, temporary: &str, value: &impl Serialize) -> Result<()> {
+    let attempt = || format!("write `{temporary}` of a container");
     let json = serde_json::to_vec(value).map_err(|error| Error::machine(attempt(), error))?;
     let file = openat(
         dir,
@@ -191,7 +206,7 @@ fn write_whole(
             .map_err(|errno| Error::machine(attempt(), errno))?;
         rest = &rest[written..];
     }
-    renameat(dir, temporary, dir, name).map_err(|errno| Error::machine(attempt(), errno))
+    Ok(())
 }
 
 fn read_whole<T: for<'de> Deserialize<'de>>(
@@ -227,6 +242,11 @@ fn read_whole<T: for<'de> Deserialize<'de>>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn write_state(dir: BorrowedFd<'_>, state: &RunState) -> Result<()> {
+        prepare_state(dir, state)?;
+        commit_state(dir)
+    }
 
     fn own_state() -> RunState {
         let own = ProcessIdentity::own().unwrap();

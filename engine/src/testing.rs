@@ -11,7 +11,7 @@ use crate::container::{ContainerConfig, ContainerId, ExitRecord};
 use crate::database::{Database, Durability};
 use crate::layout::LockedContainer;
 use crate::options::CreateOptions;
-use crate::state::{RunState, boot_id, now, write_exit, write_state};
+use crate::state::{RunState, boot_id, commit_state, now, prepare_state, write_exit};
 use crate::{Engine, EngineConfig};
 
 /// Removed with its directory.
@@ -70,7 +70,10 @@ impl TestEngine {
             },
             started: now(),
         };
-        write_state(self.lock(id).as_fd(), &state).unwrap();
+        let lock = self.lock(id);
+        prepare_state(lock.as_fd(), &state).unwrap();
+        commit_state(lock.as_fd()).unwrap();
+        drop(lock);
         state
     }
 

@@ -133,6 +133,18 @@ impl Launched {
 /// # Errors
 /// See [`LaunchError`]. No process is left behind.
 pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
+    launch_meanwhile(request, &mut |_| {})
+}
+
+/// As [`launch`]. The child takes most of a millisecond to make its mounts, in which the caller would
+/// only wait: `meanwhile` is called then, with the child's identity.
+///
+/// # Errors
+/// As [`launch`].
+pub fn launch_meanwhile(
+    request: LaunchRequest<'_>,
+    meanwhile: &mut dyn FnMut(ProcessIdentity),
+) -> Result<Launched, LaunchError> {
     let LaunchRequest {
         spec,
         stdio,
@@ -218,6 +230,7 @@ pub fn launch(request: LaunchRequest<'_>) -> Result<Launched, LaunchError> {
         maps.write(pid)?;
     }
     provide(&setup, &maps, &who, provide_root, &script.stdio)?;
+    meanwhile(ProcessIdentity::of(pid)?);
     setup.finish()
 }
 

@@ -218,8 +218,9 @@ impl Store {
         }
     }
 
-    /// The open root directory, for calls relative to it.
-    pub(crate) fn directory(&self) -> BorrowedFd<'_> {
+    /// The open root directory, for calls relative to it, and for a forked child that closes what it
+    /// does not need.
+    pub fn directory(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
 

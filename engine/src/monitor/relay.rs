@@ -135,27 +135,6 @@ struct Progress {
 }
 
 impl Relay {
-    /// Every descriptor in use.
-    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
-        let mut all = vec![
-            self.pidfd.as_fd(),
-            self.signals.as_fd(),
-            self.listener.as_fd(),
-        ];
-        let streams = &self.streams;
-        for stream in [
-            &streams.stdin,
-            &streams.stdout,
-            &streams.stderr,
-            &streams.terminal,
-        ] {
-            all.extend(stream.as_ref().map(AsFd::as_fd));
-        }
-        all.extend(self.clients.iter().map(|client| client.end.as_fd()));
-        all.extend(self.log.descriptors());
-        all
-    }
-
     /// Until init has ended and all its output is delivered. Its exit code.
     pub(super) fn run(&mut self, epilogue: &Epilogue) -> i32 {
         let mut buffer = vec![0u8; MAX_PAYLOAD + 1];
