@@ -1,9 +1,11 @@
 //! Compiling OCI seccomp rules to BPF with libseccomp, once.
 //!
-//! Compiling takes milliseconds, so the result is kept in the cache directory under a name that
+//! Compiling (and making the result [smaller](compact)) takes milliseconds, so the result is kept in the cache directory under a name that
 //! hashes everything it depends on: the rules, the kernel release and our own version. A cached
 //! file carries a checksum; one that does not verify is compiled anew and replaced. Whoever can
 //! write the login's cache directory is the login, so the cache adds no new trust.
+
+mod compact;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,19 +34,19 @@ pub fn compiled(
     seccomp: &LinuxSeccomp,
     cache_dir: Option<&Path>,
 ) -> Result<Vec<Instruction>, LaunchError> {
-    let key = cache_key(seccomp)?;
+    let key = cache_key(seccomp);
     let cached = cache_dir.map(|dir| dir.join(format!("{}.bpf", key.to_hex())));
     if let Some(path) = &cached
         && let Some(program) = fs::read(path).ok().as_deref().and_then(decode_cached)
     {
         return Ok(program);
     }
-    let bytes = compile(seccomp)?;
-    let program = decode(&bytes).ok_or_else(|| {
+    let program = decode(&compile(seccomp)?).ok_or_else(|| {
         LaunchError::InvalidSpec("libseccomp gave no whole number of instructions".into())
     })?;
+    let program = compact::compact(program);
     if let (Some(path), Some(dir)) = (&cached, cache_dir)
-        && let Err(error) = store_cached(dir, path, &bytes)
+        && let Err(error) = store_cached(dir, path, &encode(&program))
     {
         tracing::debug!(
             "keep the compiled seccomp filter in {}: {error}",
@@ -67,15 +69,40 @@ pub fn filter_flags(seccomp: &LinuxSeccomp) -> u32 {
     })
 }
 
-fn cache_key(seccomp: &LinuxSeccomp) -> Result<blake3::Hash, LaunchError> {
+/// Hashes all that the program depends on. Not by way of JSON: this runs at every start.
+fn cache_key(seccomp: &LinuxSeccomp) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(env!("CARGO_PKG_VERSION").as_bytes());
-    hasher.update(b"\0");
-    hasher.update(rustix::system::uname().release().to_bytes());
-    hasher.update(b"\0");
-    serde_json::to_writer(&mut hasher, seccomp)
-        .map_err(|error| LaunchError::InvalidSpec(format!("hash the seccomp rules: {error}")))?;
-    Ok(hasher.finalize())
+    let mut word = |bytes: &[u8]| {
+        hasher.update(&(bytes.len() as u32).to_ne_bytes());
+        hasher.update(bytes);
+    };
+    word(env!("CARGO_PKG_VERSION").as_bytes());
+    word(b"compact");
+    word(rustix::system::uname().release().to_bytes());
+    let optional = |value: Option<u32>| value.map_or(u64::MAX, u64::from).to_ne_bytes();
+    word(&[seccomp.default_action() as u8]);
+    word(&optional(seccomp.default_errno_ret()));
+    for arch in seccomp.architectures().iter().flatten() {
+        word(&(*arch as u32).to_ne_bytes());
+    }
+    for rule in seccomp.syscalls().iter().flatten() {
+        word(&[rule.action() as u8]);
+        word(&optional(rule.errno_ret()));
+        word(&rule.names().len().to_ne_bytes());
+        for name in rule.names() {
+            word(name.as_bytes());
+        }
+        for arg in rule.args().iter().flatten() {
+            word(&[arg.index() as u8, arg.op() as u8]);
+            word(&arg.value().to_ne_bytes());
+            word(&arg.value_two().map_or([0; 9], |value| {
+                let mut present = [1; 9];
+                present[1..].copy_from_slice(&value.to_ne_bytes());
+                present
+            }));
+        }
+    }
+    hasher.finalize()
 }
 
 fn decode_cached(file: &[u8]) -> Option<Vec<Instruction>> {
@@ -95,6 +122,16 @@ fn decode(bytes: &[u8]) -> Option<Vec<Instruction>> {
         k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
     });
     Some(program.collect())
+}
+
+fn encode(program: &[Instruction]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(program.len() * 8);
+    for instruction in program {
+        bytes.extend(instruction.code.to_ne_bytes());
+        bytes.extend([instruction.jt, instruction.jf]);
+        bytes.extend(instruction.k.to_ne_bytes());
+    }
+    bytes
 }
 
 fn store_cached(dir: &Path, path: &Path, bytes: &[u8]) -> std::io::Result<()> {
