@@ -5,6 +5,7 @@ pub mod attach;
 mod capabilities;
 pub mod container;
 pub mod database;
+pub mod disk_usage;
 pub mod error;
 pub mod exec;
 pub mod export;

@@ -138,6 +138,7 @@ pub static GROUPS: &[Group] = &[
         about: "Look after what Selkie keeps",
         members: &[
             member(&commands::system::CHECK),
+            member(&commands::disk_usage::DF),
             member(&commands::system::INFO),
             member(&commands::system::PRUNE),
         ],

@@ -8,6 +8,7 @@ use clap::ArgMatches;
 use selkie_engine::{Engine, ErrorKind};
 
 use crate::cli::CommandSpec;
+use crate::cli::flag::Flags;
 use crate::create_options;
 use crate::error::{CliError, Result};
 use crate::session::Session;
@@ -31,12 +32,22 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     if new.replace {
         remove_namesake(&mut engine, new.options.name.as_deref())?;
     }
+    if !matches.on("quiet") {
+        warn_of_single_id(&engine);
+    }
     let id = engine.create(new.options)?;
     if let Some(id_file) = id_file {
         id_file.write(id.as_str())?;
     }
     super::print_line(id.as_str())?;
     Ok(0)
+}
+
+/// A login without subordinate IDs gets containers of one ID, which many images do not expect.
+pub fn warn_of_single_id(engine: &Engine) {
+    if let Some(reason) = &engine.pause.single_id_reason {
+        tracing::warn!("the container has a single user ID: {reason}");
+    }
 }
 
 /// `--replace`.

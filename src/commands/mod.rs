@@ -4,6 +4,7 @@ pub mod attach;
 pub mod completion;
 pub mod container_prune;
 pub mod create;
+pub mod disk_usage;
 pub mod exec;
 pub mod exists;
 pub mod export;

@@ -3,7 +3,7 @@
 use clap::{ArgMatches, Command};
 use selkie_engine::container::StartMode;
 
-use super::create::{IdFile, remove_namesake};
+use super::create::{IdFile, remove_namesake, warn_of_single_id};
 use super::streams;
 use crate::cli::CommandSpec;
 use crate::cli::flag::{Flags, list, switch};
@@ -68,7 +68,12 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
             size: has_terminal.then(terminal::size).flatten(),
         }
     };
-    if has_terminal && wishes.stdin && !is_detached && !rustix::termios::isatty(std::io::stdin()) {
+    let is_quiet = matches.on("quiet");
+    if !is_quiet {
+        warn_of_single_id(&engine);
+    }
+    let wants_keys = has_terminal && wishes.stdin && !is_detached && !is_quiet;
+    if wants_keys && !rustix::termios::isatty(std::io::stdin()) {
         tracing::warn!(
             "The input device is not a TTY. The --tty and --interactive flags might not work properly"
         );

@@ -10,7 +10,7 @@ use clap::{ArgMatches, Command};
 use selkie_engine::options::{CreateOptions, NetworkMode, PidMode, RootSource};
 
 use crate::cli::flag::{
-    COMMAND, Flags, choice, help_flag, list, object_and_command, switch, value,
+    COMMAND, Flags, choice, help_flag, list, object_and_command, switch, switch_on, value,
 };
 use crate::environment;
 use crate::error::{CliError, Result};
@@ -53,8 +53,9 @@ pub fn flags(command: Command) -> Command {
             value("network", "MODE", "none (default until networks are offered) or host").alias("net"),
             value("pid", "MODE", "private (default) or host"),
             choice("pull", "POLICY", "Only images already here can be used: missing (default) or never", &["missing", "never", "always", "newer", "true", "false"]),
-            switch("quiet", "Say nothing but results").short('q'),
+            switch("quiet", "No warnings").short('q'),
             switch("read-only", "Make the container's root file system read-only"),
+            switch_on("read-only-tmpfs", "With --read-only, keep /run, /tmp and /var/tmp writable in memory"),
             switch("replace", "Remove a container of the same name first"),
             switch("rm", "Remove the container when it ends"),
             switch("rootfs", "The argument is a directory that becomes the root, not an image"),
@@ -108,7 +109,7 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         labels: variables::labels(&matches.texts("label-file"), &matches.texts("label"))?,
         annotations: variables::pairs("annotation", &matches.texts("annotation"))?,
         read_only: matches.on("read-only"),
-        read_only_bare: false,
+        read_only_bare: !matches.on("read-only-tmpfs"),
         mounts,
         init: matches.on("init"),
         stop_signal: matches.text("stop-signal").map(signal::parse).transpose()?,
@@ -184,10 +185,10 @@ fn entrypoint(text: &str) -> Result<Vec<String>> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    if text.starts_with('[') {
-        if let Ok(words) = serde_json::from_str(text) {
-            return Ok(words);
-        }
+    if text.starts_with('[')
+        && let Ok(words) = serde_json::from_str(text)
+    {
+        return Ok(words);
     }
     Ok(vec![text.to_owned()])
 }

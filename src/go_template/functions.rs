@@ -74,7 +74,7 @@ pub static FUNCTIONS: &[Function] = &[
     Function {
         name: "call",
         takes: AtLeast(&[Any]),
-        call: call,
+        call,
     },
     Function {
         name: "html",
