@@ -21,7 +21,7 @@ use crate::manifest::{
     OCI_MANIFEST,
 };
 use crate::name::ImageName;
-use crate::tar_writer::{Member, TarWriter};
+use crate::tar_writer::{Kind, Member, TarWriter};
 use crate::transport::spool;
 
 /// Bytes collected before a write: layers come in many small pieces.
@@ -106,7 +106,19 @@ pub fn save_archive(
     };
     match format {
         ArchiveFormat::Docker => docker_archive(images, &mut archive, layers)?,
-        ArchiveFormat::Oci => oci_layout(images, compress, &mut archive, layers)?,
+        ArchiveFormat::Oci => {
+            // Skopeo run by an ordinary user cannot make directories that the archive leaves out:
+            // it would give them to root.
+            for directory in ["blobs", "blobs/sha256"] {
+                let member = Member {
+                    kind: Kind::Directory,
+                    mode: 0o755,
+                    ..Member::plain_file(directory, 0)
+                };
+                archive.tar.member(&member).map_err(to_stream)?;
+            }
+            oci_layout(images, compress, &mut archive, layers)?;
+        }
     }
     let out = archive.tar.finish().map_err(to_stream)?;
     out.flush().map_err(to_stream)
