@@ -47,6 +47,8 @@ pub(crate) fn build(
     for option in &options.mounts {
         mounts.push(user_mount(paths, option)?);
     }
+    // Whatever order they were given in: what lies above must be mounted before what lies in it.
+    mounts.sort_by_key(|mount| mount.destination().components().count());
     let spec = DefaultSpec {
         argv: config.argv.clone(),
         env: config.env.clone(),

@@ -53,6 +53,9 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     };
     let mut engine = session.open_engine()?;
     let chosen = targets::choose(&engine, matches, |_| true)?;
+    if force {
+        stop::stop_together(&engine, &chosen, timeout);
+    }
     chosen.for_each(&mut engine, missing, |engine, id| {
         if force {
             // Politely, as Podman does: the stop signal first.

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
+use selkie_engine::Engine;
 use selkie_engine::container::Status;
 
-use super::targets::{self, Missing};
+use super::targets::{self, Chosen, Missing};
 use crate::cli::CommandSpec;
 use crate::cli::flag::{Flags, switch, value};
 use crate::error::{CliError, Result};
@@ -69,7 +70,17 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     let chosen = targets::choose(&engine, matches, |container| {
         matches!(container.status, Status::Running | Status::Stopping)
     })?;
+    stop_together(&engine, &chosen, timeout);
     chosen.for_each(&mut engine, missing, |engine, id| {
         Ok(engine.stop(id, timeout)?)
     })
+}
+
+/// Several stop at once, so that the slowest decides how long it takes. What goes wrong here goes
+/// wrong again, and is told, when each is looked after by itself.
+pub fn stop_together(engine: &Engine, chosen: &Chosen, timeout: Option<Duration>) {
+    let ids = chosen.ids(engine);
+    if ids.len() > 1 {
+        engine.stop_all(&ids, timeout);
+    }
 }

@@ -108,6 +108,17 @@ pub enum Missing {
 }
 
 impl Chosen {
+    /// Those of them that exist.
+    pub fn ids(&self, engine: &Engine) -> Vec<ContainerId> {
+        match self {
+            Self::Names(names) => names
+                .iter()
+                .filter_map(|name| engine.find_container(name).ok())
+                .collect(),
+            Self::Found(targets) => targets.iter().map(|target| target.id.clone()).collect(),
+        }
+    }
+
     /// Runs `action` on each, prints what it was called when it worked, and goes on after
     /// failures; gives the exit code of the last one.
     pub fn for_each(

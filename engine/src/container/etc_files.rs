@@ -1,4 +1,5 @@
-//! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container, as Podman writes them.
+//! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container, as Podman writes them, and the
+//! empty `/run/.containerenv` by which programs notice that they are in a container.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -69,6 +70,7 @@ impl EtcFiles {
             ("hosts", "/etc/hosts", Some(&self.hosts)),
             ("hostname", "/etc/hostname", Some(&self.hostname)),
             ("resolv.conf", "/etc/resolv.conf", self.resolv_conf.as_ref()),
+            (".containerenv", "/run/.containerenv", Some(&String::new())),
         ] {
             let Some(content) = content else {
                 continue;

@@ -1,8 +1,8 @@
 //! Ending containers and waiting for their end, from any process of the login, whether their
 //! monitor lives or not.
 
-use std::os::fd::AsFd;
-use std::time::Duration;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -17,6 +17,18 @@ use crate::state::{Observed, RunState, mark_stopping};
 
 /// How long a monitor may take to put an end on record before its container counts as unseen.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A container that has been sent its stop signal.
+struct Stopping {
+    name: String,
+    signal: i32,
+    timeout: Duration,
+    since: Instant,
+    /// `None` when it did not run.
+    state: Option<RunState>,
+    /// `None` when it has ended already.
+    init: Option<OwnedFd>,
+}
 
 impl Engine {
     /// Connects to a running container's streams.
@@ -51,30 +63,63 @@ impl Engine {
     /// # Errors
     /// `NotFound`; the kernel refuses a signal.
     pub fn stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<()> {
+        let stopping = self.begin_stop(id, timeout)?;
+        self.finish_stop(stopping)
+    }
+
+    /// [`Self::stop`] for several at once: all get their signal first, so that the slowest decides
+    /// how long it takes. One result for each, in their order.
+    pub fn stop_all(&self, ids: &[ContainerId], timeout: Option<Duration>) -> Vec<Result<()>> {
+        let begun: Vec<Result<Stopping>> =
+            ids.iter().map(|id| self.begin_stop(id, timeout)).collect();
+        begun
+            .into_iter()
+            .map(|stopping| self.finish_stop(stopping?))
+            .collect()
+    }
+
+    fn begin_stop(&self, id: &ContainerId, timeout: Option<Duration>) -> Result<Stopping> {
         let container = self.container(id)?;
-        let Observed::Running(state) = self.observe(id)? else {
-            return Ok(());
+        let mut stopping = Stopping {
+            name: container.name,
+            signal: container.config.stop_signal,
+            timeout: timeout.unwrap_or(Duration::from_secs(container.config.stop_timeout.into())),
+            since: Instant::now(),
+            state: None,
+            init: None,
         };
-        let timeout = timeout.unwrap_or(Duration::from_secs(container.config.stop_timeout.into()));
-        let Some(init) = open_process(&state.init)? else {
-            return self.wait_until_recorded(&state);
-        };
-        if let Ok(dir) = open_dir(&self.config.container_dir(id)) {
-            // Only shown by `ps`; stopping goes on without it.
-            let _ = mark_stopping(dir.as_fd());
+        if let Observed::Running(state) = self.observe(id)? {
+            stopping.init = open_process(&state.init)?;
+            stopping.state = Some(state);
         }
-        send(&init, container.config.stop_signal)?;
-        if !wait_for_exit(&init, Some(timeout))? {
-            tracing::warn!(
-                "stop signal {} failed to stop container {} in {} seconds, resorting to SIGKILL",
-                container.config.stop_signal,
-                container.name,
-                timeout.as_secs()
-            );
-            send(&init, Signal::KILL.as_raw())?;
-            wait_for_exit(&init, None)?;
+        if let Some(init) = &stopping.init {
+            if let Ok(dir) = open_dir(&self.config.container_dir(id)) {
+                // Only shown by `ps`; stopping goes on without it.
+                let _ = mark_stopping(dir.as_fd());
+            }
+            send(init, stopping.signal)?;
         }
-        self.wait_until_recorded(&state)
+        Ok(stopping)
+    }
+
+    fn finish_stop(&self, stopping: Stopping) -> Result<()> {
+        if let Some(init) = &stopping.init {
+            let left = stopping.timeout.saturating_sub(stopping.since.elapsed());
+            if !wait_for_exit(init, Some(left))? {
+                tracing::warn!(
+                    "stop signal {} failed to stop container {} in {} seconds, resorting to SIGKILL",
+                    stopping.signal,
+                    stopping.name,
+                    stopping.timeout.as_secs()
+                );
+                send(init, Signal::KILL.as_raw())?;
+                wait_for_exit(init, None)?;
+            }
+        }
+        match &stopping.state {
+            Some(state) => self.wait_until_recorded(state),
+            None => Ok(()),
+        }
     }
 
     /// Sends a signal to init. Not running: `Conflict`.
@@ -200,7 +245,7 @@ fn last_word(monitor: &AttachConnection) -> Option<i32> {
     }
 }
 
-fn open_process(identity: &ProcessIdentity) -> Result<Option<std::os::fd::OwnedFd>> {
+fn open_process(identity: &ProcessIdentity) -> Result<Option<OwnedFd>> {
     Ok(identity.open()?)
 }
 
