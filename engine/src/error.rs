@@ -74,15 +74,19 @@ impl From<selkie_storage::StoreError> for Error {
 
 impl From<selkie_runtime::launch::LaunchError> for Error {
     fn from(error: selkie_runtime::launch::LaunchError) -> Self {
+        use rustix::io::Errno;
         use selkie_runtime::launch::LaunchError;
         let kind = match &error {
             LaunchError::CommandNotFound(_) | LaunchError::InterpreterNotFound(_) => {
                 ErrorKind::CommandNotFound
             }
-            // An unknown user is exit code 126 in Podman.
-            LaunchError::CommandNotExecutable(..) | LaunchError::User(_) => {
-                ErrorKind::CommandNotExecutable
+            LaunchError::WorkingDirectory { errno, .. } if *errno == Errno::NOENT => {
+                ErrorKind::CommandNotFound
             }
+            // An unknown user is exit code 126 in Podman.
+            LaunchError::CommandNotExecutable(..)
+            | LaunchError::User(_)
+            | LaunchError::WorkingDirectory { .. } => ErrorKind::CommandNotExecutable,
             LaunchError::InvalidSpec(_) => ErrorKind::InvalidInput,
             LaunchError::NotRunning(_) => ErrorKind::Conflict,
             LaunchError::Step { .. } | LaunchError::Sys(_) | LaunchError::Root(_) => {

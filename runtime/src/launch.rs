@@ -354,6 +354,14 @@ pub enum LaunchError {
     /// The user cannot be had (Podman: 126).
     #[error(transparent)]
     User(#[from] UserError),
+    /// The working directory cannot be entered (Podman: 127 when missing, else 126).
+    #[error("working directory {path}: {errno}")]
+    WorkingDirectory {
+        /// As given.
+        path: String,
+        /// The kernel's word.
+        errno: rustix::io::Errno,
+    },
     /// The container to run a process in has ended.
     #[error("the container's process {0} does not run any more")]
     NotRunning(i32),

@@ -40,6 +40,10 @@ impl Wording {
             (Some(Step::FindCommand | Step::Execute), _) => {
                 LaunchError::CommandNotExecutable(self.command.clone(), errno)
             }
+            (Some(Step::OpenWorkingDirectory { shown, .. }), _) => LaunchError::WorkingDirectory {
+                path: shown.clone(),
+                errno,
+            },
             (Some(step), detail) => LaunchError::Step {
                 step: step.describe(detail),
                 errno,

@@ -347,7 +347,7 @@ fn working_directories() {
     assert_eq!(image.run(theirs).ok(), "33:33\n");
     let message = run("/etc/passwd").unwrap_err().to_string();
     assert!(
-        message.contains("enter the working directory /etc/passwd"),
+        message.starts_with("working directory /etc/passwd: "),
         "{message}"
     );
     assert!(message.contains("Not a directory"), "{message}");
