@@ -62,23 +62,24 @@ pub(crate) fn plan(
         return plan_single_id(&config.options.userns, keep, pause);
     }
     let (user, group) = numeric_user(&config.user);
-    let request = |ids: &std::collections::BTreeSet<u32>,
-                   extra: Option<u32>,
-                   side: fn(&IdMaps) -> &IdMap| {
-        let wanted: Vec<u32> = extra.into_iter().collect();
-        let request = plan_slice(ids.iter().copied(), &wanted, size);
-        also.iter()
-            .flat_map(|maps| side(maps).extents())
-            .fold(request, |mut request, extent| {
-                let end = extent.inside.saturating_add(extent.count);
-                if extent.inside <= request.low_block {
-                    request.low_block = request.low_block.max(end);
-                } else {
-                    request.strays.extend(extent.inside..end);
-                }
-                request
-            })
-    };
+    let request =
+        |ids: &std::collections::BTreeSet<u32>, extra: Option<u32>, side: fn(&IdMaps) -> &IdMap| {
+            let wanted: Vec<u32> = extra.into_iter().collect();
+            let request = plan_slice(ids.iter().copied(), &wanted, size);
+            also.iter()
+                .flat_map(|maps| side(maps).extents())
+                // Those of `--userns=host` are all there are; nobody has files of them all.
+                .filter(|extent| extent.count == 1 || extent.inside != extent.outside)
+                .fold(request, |mut request, extent| {
+                    let end = extent.inside.saturating_add(extent.count);
+                    if extent.inside <= request.low_block {
+                        request.low_block = request.low_block.max(end);
+                    } else {
+                        request.strays.extend(extent.inside..end);
+                    }
+                    request
+                })
+        };
     Ok(Plan::Slice {
         uid: request(&image.uids, user, |maps| &maps.uid),
         gid: request(&image.gids, group, |maps| &maps.gid),
@@ -412,7 +413,12 @@ mod tests {
             uid: IdMap::single(0, 5000, 300).unwrap(),
             gid: IdMap::single(20_000, 5000, 1).unwrap(),
         };
-        let Plan::Slice { uid, gid, keep } = plan_for(UsernsMode::AutoDefault, "5000:x", &[also])
+        let host = IdMaps {
+            uid: IdMap::single(0, 0, 65_537).unwrap(),
+            gid: IdMap::single(0, 0, 65_537).unwrap(),
+        };
+        let Plan::Slice { uid, gid, keep } =
+            plan_for(UsernsMode::AutoDefault, "5000:x", &[also, host])
         else {
             panic!("no slice");
         };
