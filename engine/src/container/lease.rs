@@ -219,9 +219,18 @@ fn allocate_slice(
     terms: &Terms<'_>,
 ) -> Result<Allocation> {
     let pool = &terms.pause.host_maps;
+    // Nothing can be apart from all there is: a volume that a host-mode container has used is moved
+    // in one pass, as it is.
+    let host = host_maps(pool);
+    let avoid: Vec<IdMaps> = terms
+        .avoid
+        .iter()
+        .filter(|maps| **maps != host)
+        .cloned()
+        .collect();
     let attempt = |leases: &[Lease]| match keep {
-        None => allocate(pool, leases, terms.avoid, uid, gid),
-        Some(keep) => keep_id_maps(pool, leases, terms.avoid, uid, gid, keep),
+        None => allocate(pool, leases, &avoid, uid, gid),
+        Some(keep) => keep_id_maps(pool, leases, &avoid, uid, gid, keep),
     };
     let leases: Vec<Lease> = held.iter().map(|held| held.lease(false)).collect();
     attempt(&leases)
@@ -515,6 +524,32 @@ mod tests {
         assert_ne!(got.maps, other);
         let again = acquire_in(&mut database, &plan, &pause, Some(&first.maps), &[]).unwrap();
         assert_eq!(again.maps, first.maps);
+    }
+
+    #[test]
+    fn new_ids_are_apart_from_old_owners_but_not_from_everything() {
+        let pause = pause(1000);
+        let plan = plan_for(UsernsMode::AutoDefault, "", &[]);
+        let (_temp, mut database) = database(&[]);
+        let mut got_apart_from = |avoid: &[IdMaps]| {
+            let terms = Terms {
+                pause: &pause,
+                own: None,
+                preferred: None,
+                avoid,
+                is_active: &|_| false,
+            };
+            database
+                .write(Durability::ProcessCrash, |transaction| {
+                    acquire(transaction, &plan, &terms)
+                })
+                .unwrap()
+                .maps
+        };
+        let first = got_apart_from(&[]);
+        let second = got_apart_from(std::slice::from_ref(&first));
+        assert!(!overlap(&first, &second));
+        assert_eq!(got_apart_from(&[host_maps(&pause.host_maps)]), first);
     }
 
     #[test]
