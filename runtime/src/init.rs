@@ -17,6 +17,11 @@ use selkie_sys::{child, signal};
 ///
 /// The init keeps `capabilities`, which are the container's; its own must not be more.
 pub(crate) fn split(capabilities: Option<CapabilitySets>) -> Result<(), Errno> {
+    // Before there is a command to read it. A container without /proc shows it to nobody.
+    match child::hide_command_line(c"selkie-init") {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno),
+    }
     // Blocked before the fork, so that no signal is lost; the command's side unblocks them.
     signal::block_all();
     match fork().map_err(|error| error.errno)? {

@@ -151,6 +151,10 @@ fn pass(existing: &Existing, new: CloneNamespaces, channel: BorrowedFd<'_>) -> O
         let _ = send_one(channel, &failure.encode(), None);
         None
     };
+    // Everybody in a PID namespace may read the command lines in it, and ours is the login's.
+    if let Err(errno) = selkie_sys::child::hide_command_line(c"selkie-exec") {
+        return failed(errno, 0);
+    }
     if let Err((errno, detail)) = existing.join() {
         return failed(errno, detail);
     }

@@ -156,6 +156,9 @@ fn waiting_process_is_closed() {
         .try_exec(sh(&look).spec(|spec| spec.cap_add = vec!["SYS_PTRACE".into()]))
         .unwrap();
     assert_eq!(output.out, "there\n", "{output:?}");
+    // What everybody may read says nothing either.
+    let cmdline = container.exec(&format!("cat /proc/{inside}/cmdline"));
+    assert_eq!(cmdline.trim_end_matches('\0'), "selkie-exec");
     let pid = launched.pid;
     drop(launched);
     wait(pid);
@@ -172,6 +175,10 @@ fn the_init_is_closed() {
         echo done";
     let look = sh(look).spec(|spec| spec.cap_add = vec!["SYS_PTRACE".into()]);
     assert_eq!(container.try_exec(look).unwrap().out, "done\n");
+    assert_eq!(
+        container.exec("cat /proc/1/cmdline").trim_end_matches('\0'),
+        "selkie-init"
+    );
     // It holds no more than the container may.
     let status = container
         .exec("grep -E '^Cap(Prm|Eff|Bnd)' /proc/1/status")

@@ -1,6 +1,7 @@
 //! What a freshly cloned child does to shed its parent's state before it runs something else.
 //! Nothing here allocates.
 
+use std::ffi::CStr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use rustix::io::Errno;
@@ -99,6 +100,43 @@ pub fn join_new_session_keyring() -> Result<(), Errno> {
     Ok(())
 }
 
+/// Puts `title` where `/proc/PID/cmdline` shows the arguments, and zeros over the rest of them:
+/// anybody who sees the process may read that file, and what its parent was called with may hold
+/// secrets. The arguments (`std::env::args`) are gone afterwards.
+///
+/// Not through `/proc/self/mem`, which a process that is not dumpable cannot open.
+pub fn hide_command_line(title: &CStr) -> Result<(), Errno> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let stat = rustix::fs::open(c"/proc/self/stat", flags, rustix::fs::Mode::empty())?;
+    let mut text = [0u8; 1024];
+    let length = rustix::io::read(&stat, &mut text)?;
+    let (start, end) = argument_area(&text[..length]).ok_or(Errno::INVAL)?;
+    let length = end.checked_sub(start).ok_or(Errno::INVAL)?;
+    let title = &title.to_bytes()[..title.to_bytes().len().min(length.saturating_sub(1))];
+    // SAFETY: the kernel says that this process's argument strings lie in start..end. They are
+    // writable memory of the initial stack, which Rust never refers to but by raw pointers when
+    // somebody asks for the arguments; this process has one thread, so nobody does now, and
+    // whoever does later finds NUL-terminated strings within the area or at its end.
+    unsafe {
+        let area = start as *mut u8;
+        std::ptr::write_bytes(area, 0, length);
+        std::ptr::copy_nonoverlapping(title.as_ptr(), area, title.len());
+    }
+    Ok(())
+}
+
+/// Fields 48 and 49 (arg_start, arg_end) of proc_pid_stat(5). The second, the command name, may
+/// hold anything; the first after it is field 3.
+fn argument_area(stat: &[u8]) -> Option<(usize, usize)> {
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    let mut fields = std::str::from_utf8(&stat[after..])
+        .ok()?
+        .split_ascii_whitespace();
+    let start = fields.nth(48 - 3)?.parse().ok()?;
+    let end = fields.next()?.parse().ok()?;
+    (start != 0).then_some((start, end))
+}
+
 /// Moves the process into new namespaces (`unshare(2)`). It must have one thread, and none of the
 /// namespaces may be a PID one, which would only concern its children.
 pub fn unshare(namespaces: CloneNamespaces) -> Result<(), Errno> {
@@ -122,4 +160,22 @@ pub fn set_personality(persona: u32) -> Result<(), Errno> {
 fn last_errno() -> Errno {
     let raw = std::io::Error::last_os_error().raw_os_error();
     Errno::from_raw_os_error(raw.unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn argument_areas_are_found_behind_odd_names() {
+        let mut stat = b"7 (a) 1 2 (x) ".to_vec();
+        stat.extend(
+            (3..=52)
+                .map(|field| format!("{field} "))
+                .collect::<String>()
+                .bytes(),
+        );
+        assert_eq!(argument_area(&stat), Some((48, 49)));
+        assert_eq!(argument_area(b"7 (a) S 1"), None);
+    }
 }
