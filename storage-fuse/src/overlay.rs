@@ -34,12 +34,6 @@ pub(crate) enum OverlayError {
 }
 
 impl OverlayError {
-    pub fn errno(&self) -> Errno {
-        match self {
-            OverlayError::Option(_, error) | OverlayError::Mount(error) => error.errno,
-        }
-    }
-
     pub fn into_sys(self) -> SysError {
         match self {
             OverlayError::Option(_, error) | OverlayError::Mount(error) => error,
@@ -112,4 +106,18 @@ fn explain(context: &OwnedFd, option: &str, errno: Errno) -> SysError {
         format!("set up an overlay mount with {option}{said}"),
         errno,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_by_descriptor_are_named_when_the_kernel_lacks_them() {
+        let error = OverlayError::Option("lowerdir+", SysError::new("try", Errno::INVAL));
+        let text = StoreError::from(error).to_string();
+        assert!(text.starts_with("needs Linux 6.16"), "{text}");
+        let error = OverlayError::Option("volatile", SysError::new("try", Errno::INVAL));
+        assert!(matches!(StoreError::from(error), StoreError::Sys(_)));
+    }
 }

@@ -51,59 +51,15 @@ impl Presenter for TmpfsMetacopy {
 
     fn prepare(&self, store: &Store, chain_id: &str, single_id: bool) -> Result<(), StoreError> {
         let chain_id = Digest::parse(chain_id)?;
-        build_tree(
-            store,
-            &TreeName {
-                chain_id,
-                single_id,
-            },
-        )
+        let tree = TreeName {
+            chain_id,
+            single_id,
+        };
+        build_tree(store, &tree).map_err(|error| explain(store, error))
     }
 
     fn mount_root(&self, store: &Store, request: &RootRequest<'_>) -> Result<OwnedFd, StoreError> {
-        let tree = TreeName {
-            chain_id: Digest::parse(request.chain_id)?,
-            single_id: request.single_id,
-        };
-        let lower = match clone_tree(store, &tree) {
-            Err(error) if error.errno == Errno::NOENT => {
-                build_tree(store, &tree)?;
-                clone_tree(store, &tree)?
-            }
-            other => other?,
-        };
-        if !is_identity(request.maps) {
-            selkie_sys::mount::set_idmap(lower.as_fd(), request.user_namespace)
-                .map_err(|error| self.explain(store, error.into()))?;
-        }
-        let objects = rustix::fs::openat(
-            store.directory(),
-            "objects",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .on("open", || store.path("objects"))?;
-        let (upper, work) = request.layer.open(lower.as_fd())?;
-        let layers = Layers {
-            lower: &[lower.as_fd()],
-            data: &[objects.as_fd()],
-            upper: Some((upper.as_fd(), work.as_fd())),
-            volatile: request.volatile,
-        };
-        let mut result = crate::overlay::mount(&layers);
-        if matches!(&result, Err(OverlayError::Mount(_)))
-            && request
-                .layer
-                .clear_volatile_mark(work.as_fd(), request.volatile)?
-        {
-            result = crate::overlay::mount(&layers);
-        }
-        result.map_err(|error| match error.errno() {
-            Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV => {
-                self.explain(store, error.into())
-            }
-            _ => error.into(),
-        })
+        mount_root(store, request).map_err(|error| explain(store, error))
     }
 
     fn forget(&self, store: &Store, chain_id: &str) -> Result<(), StoreError> {
@@ -120,22 +76,79 @@ impl Presenter for TmpfsMetacopy {
     }
 }
 
-impl TmpfsMetacopy {
-    /// Adds to an error what this kernel cannot do at all.
-    fn explain(&self, store: &Store, error: StoreError) -> StoreError {
-        let missing: Vec<_> = crate::probe::probe(store)
-            .into_iter()
-            .filter_map(|feature| Some(format!("{}: {}", feature.name, feature.result.err()?)))
-            .collect();
-        if missing.is_empty() {
-            return error;
+fn mount_root(store: &Store, request: &RootRequest<'_>) -> Result<OwnedFd, StoreError> {
+    let tree = TreeName {
+        chain_id: Digest::parse(request.chain_id)?,
+        single_id: request.single_id,
+    };
+    let lower = match clone_tree(store, &tree) {
+        Err(error) if error.errno == Errno::NOENT => {
+            build_tree(store, &tree)?;
+            clone_tree(store, &tree)?
         }
-        StoreError::Unsupported(format!(
-            "the presenter {} does not work here: {error}. Missing: {}",
-            Self::NAME,
-            missing.join("; ")
-        ))
+        other => other?,
+    };
+    if !is_identity(request.maps) {
+        selkie_sys::mount::set_idmap(lower.as_fd(), request.user_namespace)?;
     }
+    let objects = rustix::fs::openat(
+        store.directory(),
+        "objects",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .on("open", || store.path("objects"))?;
+    let (upper, work) = request.layer.open(lower.as_fd())?;
+    let layers = Layers {
+        lower: &[lower.as_fd()],
+        data: &[objects.as_fd()],
+        upper: Some((upper.as_fd(), work.as_fd())),
+        volatile: request.volatile,
+    };
+    match crate::overlay::mount(&layers) {
+        Err(OverlayError::Mount(_))
+            if request
+                .layer
+                .clear_volatile_mark(work.as_fd(), request.volatile)? =>
+        {
+            Ok(crate::overlay::mount(&layers)?)
+        }
+        result => Ok(result?),
+    }
+}
+
+/// Adds to an error what this kernel cannot do at all, if that may be its cause.
+fn explain(store: &Store, error: StoreError) -> StoreError {
+    let errno = match &error {
+        StoreError::Sys(error) => Some(error.errno),
+        StoreError::Io { source, .. } => Errno::from_io_error(source),
+        _ => None,
+    };
+    if !matches!(
+        errno,
+        Some(
+            Errno::INVAL
+                | Errno::PERM
+                | Errno::ACCESS
+                | Errno::OPNOTSUPP
+                | Errno::NOSYS
+                | Errno::NODEV
+        )
+    ) {
+        return error;
+    }
+    let missing: Vec<_> = crate::probe::probe(store)
+        .into_iter()
+        .filter_map(|feature| Some(format!("{}: {}", feature.name, feature.result.err()?)))
+        .collect();
+    if missing.is_empty() {
+        return error;
+    }
+    StoreError::Unsupported(format!(
+        "the presenter {} does not work here: {error}. Missing: {}",
+        TmpfsMetacopy::NAME,
+        missing.join("; ")
+    ))
 }
 
 /// A detached clone of an image's tree. `ENOENT` when it has not been built.

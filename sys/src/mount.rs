@@ -86,7 +86,8 @@ pub fn clone_detached(tree: BorrowedFd<'_>, recursive: bool) -> SysResult<OwnedF
 pub fn context_log(context: BorrowedFd<'_>) -> String {
     let mut log = Vec::new();
     let mut buffer = [0u8; 1024];
-    while let Ok(length) = rustix::io::read(context, &mut buffer) {
+    // ENODATA ends it.
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
         let message = String::from_utf8_lossy(&buffer[..length]);
         let message = message.trim_end();
         log.push(message.get(2..).unwrap_or(message).to_owned());
