@@ -44,7 +44,12 @@ impl ContainerLayer {
 
     /// Opens `upper/` and `work/`; makes `upper/` like the directory `model` when it is not there.
     pub(crate) fn open(&self, model: BorrowedFd<'_>) -> Result<(OwnedFd, OwnedFd), StoreError> {
-        let directory = open_path(rustix::fs::CWD, &self.dir).on("open", || self.dir.clone())?;
+        let directory = rustix::fs::open(
+            &self.dir,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .on("open", || self.dir.clone())?;
         let work = open_path(&directory, Path::new("work")).on("open", || self.dir.join("work"))?;
         let upper = match open_path(&directory, Path::new("upper")) {
             Err(Errno::NOENT) => self.make_upper(directory.as_fd(), model)?,
@@ -59,6 +64,16 @@ impl ContainerLayer {
         directory: BorrowedFd<'_>,
         model: BorrowedFd<'_>,
     ) -> Result<OwnedFd, StoreError> {
+        // The kernel would mount a layer without them and fail later, when a directory is replaced.
+        let unsupported = rustix::fs::fgetxattr(directory, "user.overlay.opaque", &mut [0u8; 1])
+            == Err(Errno::OPNOTSUPP);
+        if unsupported {
+            return Err(StoreError::Unsupported(format!(
+                "the file system of {} has no user extended attributes, which a container's \
+                 writable layer needs: keep it on ext4, xfs, btrfs or tmpfs",
+                self.dir.display()
+            )));
+        }
         let temporary = format!("upper-{}", unique_name()?);
         let make = || -> Result<OwnedFd, Errno> {
             // Through an idmapped mount this is the owner the container's upper layer needs.

@@ -55,6 +55,10 @@ fn main() -> std::process::ExitCode {
             trees_come_back_and_go,
         ),
         ("a_store_on_tmpfs_works", a_store_on_tmpfs_works),
+        (
+            "layers_need_extended_attributes",
+            layers_need_extended_attributes,
+        ),
         ("a_full_disk_leaves_nothing", a_full_disk_leaves_nothing),
         ("a_full_tree_leaves_nothing", a_full_tree_leaves_nothing),
         ("a_directory_can_be_the_root", a_directory_can_be_the_root),
@@ -636,6 +640,17 @@ fn a_store_on_tmpfs_works(scratch: &Path) {
             .dev()
     };
     assert_ne!(device("trees"), device("tmp"));
+}
+
+fn layers_need_extended_attributes(scratch: &Path) {
+    let ground = ground(scratch);
+    let chain_id = write_image(&ground.store, &[&[file("a", "a")]]).unwrap();
+    let flags = rustix::mount::MountFlags::empty();
+    rustix::mount::mount("none", &ground.layers, "ramfs", flags, c"mode=0700").unwrap();
+    let maps = slice(1000, 1000);
+    let mounted = ground.mount(&chain_id, "one", &maps, Options::default());
+    let error = mounted.err().unwrap();
+    assert!(error.to_string().contains("extended attributes"), "{error}");
 }
 
 fn a_full_disk_leaves_nothing(scratch: &Path) {
