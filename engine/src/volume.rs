@@ -427,7 +427,7 @@ fn refuse_while_used(
                 ),
             )
             .with_hint(format!(
-                "stop {name} first, or run both with the same IDs (--userns=host or --userns=keep-id)"
+                "stop {name} first, or run both with the same IDs (--userns=host)"
             )));
         }
     }
