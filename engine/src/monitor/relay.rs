@@ -514,3 +514,6 @@ fn message(stream: Stream, bytes: &[u8]) -> FromContainer<'_> {
         Stream::Stderr => FromContainer::Stderr(bytes),
     }
 }
+
+#[cfg(test)]
+mod tests;
