@@ -482,3 +482,12 @@ impl Run {
         self.spec(|spec| spec.mounts.push(mount))
     }
 }
+
+/// A directory of the host's that everybody may write to.
+pub fn host_directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    let open = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(directory.path(), open).unwrap();
+    directory
+}
