@@ -422,6 +422,12 @@ pub(crate) fn check_entry(entry: &NewEntry) -> Result<(), String> {
                 name.escape_ascii()
             ));
         }
+        if name == b"user." {
+            return Err("the extended attribute `user.` has no name".to_owned());
+        }
+        if name == b"security.capability" && !is_capability_v2(value) {
+            return Err("its file capabilities are not in the form of version 2".to_owned());
+        }
         if value.len() > MAX_XATTR_VALUE {
             return Err(format!(
                 "the extended attribute `{}` has {} bytes, the kernel takes {MAX_XATTR_VALUE}",
@@ -437,6 +443,11 @@ pub(crate) fn check_entry(entry: &NewEntry) -> Result<(), String> {
         ));
     }
     Ok(())
+}
+
+/// `struct vfs_cap_data` (linux/capability.h): the revision is in the top byte of the first word.
+fn is_capability_v2(value: &[u8]) -> bool {
+    value.len() == 20 && value[3] == 2
 }
 
 fn check_link_target(target: &[u8]) -> Result<(), String> {

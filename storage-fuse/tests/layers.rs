@@ -300,6 +300,15 @@ fn entries_that_cannot_be_are_refused() {
         (file("f", "").mode(0o100_644), "mode"),
         (file("f", "").xattr("user.big", &vec![0; 65537]), "user.big"),
         (file("f", "").xattr("", b""), "name"),
+        (file("f", "").xattr("user.", b""), "name"),
+        (
+            file("f", "").xattr("security.capability", &[1, 0, 0, 2]),
+            "capabilities",
+        ),
+        (
+            file("f", "").xattr("security.capability", &[3; 24]),
+            "capabilities",
+        ),
         (
             file("f", "")
                 .xattr("user.a", &vec![0; 65536])
