@@ -49,7 +49,7 @@ pub enum Durability {
 }
 
 /// Pages in the write-ahead log from which [`Database::tidy`] folds it back.
-const TIDY_FRAMES: i64 = 60;
+const TIDY_FRAMES: i64 = 32;
 
 /// A commit folds the log back itself from this many pages, in case nobody tidies.
 const FORCED_CHECKPOINT_FRAMES: i64 = 2000;
