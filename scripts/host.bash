@@ -116,7 +116,13 @@ give_subids() {
 make_login() {
     if ! id "$1" >/dev/null 2>&1; then
         note "creating the user $1"
-        useradd --create-home --shell /bin/bash "$1"
+        local try
+        for try in 1 2 3 4 5; do
+            # Somebody else may hold the lock of /etc/passwd.
+            if useradd --create-home --shell /bin/bash "$1"; then break; fi
+            ((try < 5)) || die "could not create the user $1"
+            sleep 1
+        done
     fi
     give_subids "$1"
 }
