@@ -40,7 +40,7 @@ pub(crate) struct RunState {
 pub(crate) enum Observed {
     /// No run, or one whose end is in the database.
     Idle,
-    /// Its init lives.
+    /// Its init lives, or its monitor has yet to write how it ended.
     Running(RunState),
     /// Its init is gone; what its monitor wrote about that, if it did.
     Ended(RunState, Option<ExitRecord>),
@@ -110,10 +110,14 @@ pub(crate) fn observe(base: BorrowedFd<'_>, dir: &str) -> Result<Observed> {
     if state.is_running() {
         return Ok(Observed::Running(state));
     }
+    // Asked before the exit file is looked for: a monitor that lives has yet to write it, and one
+    // that is gone will not.
+    let is_monitored = state.is_monitored();
     match read_whole(base, dir, EXIT)? {
         Some(exit) => Ok(Observed::Ended(state, Some(exit))),
         // The monitor may have finished between our two looks: then `state` is gone too.
         None => match read_whole::<RunState>(base, dir, STATE)? {
+            Some(again) if again == state && is_monitored => Ok(Observed::Running(state)),
             Some(again) if again == state => Ok(Observed::Ended(state, None)),
             Some(newer) if newer.is_running() => Ok(Observed::Running(newer)),
             Some(newer) => Ok(Observed::Ended(newer, None)),
@@ -281,6 +285,10 @@ mod tests {
 
         let mut recycled = state.clone();
         recycled.init.start_time += 1;
+        write_state(dir.as_fd(), &recycled).unwrap();
+        // Its monitor lives and has not written the end yet.
+        assert_eq!(look(&temp), Observed::Running(recycled.clone()));
+        recycled.monitor.start_time += 1;
         write_state(dir.as_fd(), &recycled).unwrap();
         assert_eq!(look(&temp), Observed::Ended(recycled, None));
 

@@ -129,6 +129,7 @@ impl Child {
             Step::AssumeJoinedRoot { uid, gid } => self.assume_joined_root(*uid, *gid).plain(),
             Step::OpenDirectory { slot, path } => self.open_directory(*slot, path).plain(),
             Step::NewSession => new_session(),
+            Step::Loopback => child::bring_up_loopback().plain(),
             Step::HostName(name) => rustix::system::sethostname(name.as_bytes()).plain(),
             Step::DomainName(name) => rustix::system::setdomainname(name.as_bytes()).plain(),
             Step::Create {

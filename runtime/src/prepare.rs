@@ -91,6 +91,10 @@ impl<'a> Preparation<'a> {
         if !later.is_empty() {
             before_root.push(Step::Unshare(later));
         }
+        // Here, while the parent writes the ID maps: it takes no time of its own.
+        if later.contains(CloneNamespaces::NETWORK) {
+            before_root.push(Step::Loopback);
+        }
         // Before the process stops being dumpable.
         let process = spec.process().as_ref();
         before_root.extend(process.and_then(Process::oom_score_adj).map(Step::OomScore));

@@ -84,6 +84,8 @@ pub(crate) enum Step {
     OpenDirectory { slot: Slot, path: CString },
     /// `setsid`, and an own session keyring.
     NewSession,
+    /// Brings up the loopback device of a new network namespace.
+    Loopback,
     /// `sethostname`.
     HostName(String),
     /// `setdomainname`.
@@ -235,6 +237,7 @@ impl Step {
                 format!("open /{} in the container", path.to_string_lossy())
             }
             Self::NewSession => "start a session with a keyring of its own".into(),
+            Self::Loopback => "bring up the loopback device".into(),
             Self::HostName(name) => format!("set the host name to {name:?}"),
             Self::DomainName(name) => format!("set the domain name to {name:?}"),
             Self::Create { file_system, .. } => describe_create(file_system, detail),

@@ -37,6 +37,36 @@ pub fn reset_signals() {
     }
 }
 
+/// Brings up the loopback device of the caller's network namespace (netdevice(7)); the kernel gives
+/// it its addresses then. Needs `CAP_NET_ADMIN` in the user namespace that owns it.
+pub fn bring_up_loopback() -> Result<(), Errno> {
+    // Any socket will do: the request is about its network namespace.
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: ifreq is plain data for which all-zero is valid; the name is shorter than its field,
+    // so that it stays NUL-terminated.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = libc::IFF_UP as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads a `struct ifreq`, which outlives the call, and writes nothing.
+    let result = unsafe {
+        libc::ioctl(
+            socket.as_raw_fd(),
+            libc::SIOCSIFFLAGS as libc::Ioctl,
+            &raw const request,
+        )
+    };
+    if result == -1 {
+        return Err(last_errno());
+    }
+    Ok(())
+}
+
 /// Marks every descriptor from `first` on close-on-exec (`close_range(2)`, Linux 5.11).
 pub fn close_on_exec_from(first: RawFd) -> Result<(), Errno> {
     close_range(first, libc::CLOSE_RANGE_CLOEXEC as libc::c_int)
