@@ -4,6 +4,9 @@ use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValue};
 
 use crate::error::{CliError, Result};
 
+/// Where `--help` stands among a command's flags: last.
+const HELP_ORDER: usize = 998;
+
 /// Shown nowhere: help removes it, so that `--rm[=<BOOL>]` reads `--rm`.
 pub const BOOL: &str = "BOOL";
 
@@ -65,13 +68,12 @@ pub fn positionals(name: &'static str, placeholder: &'static str, help: &'static
 }
 
 /// An object followed by a command line that belongs to the container: nothing after the object is
-/// taken for a flag of ours.
-pub fn object_and_command(placeholder: &'static str, help: &'static str) -> Arg {
+/// taken for a flag of ours. The command's usage line tells what they are.
+pub fn object_and_command() -> Arg {
     Arg::new(COMMAND)
-        .value_name(placeholder)
-        .help(help)
         .num_args(0..)
         .trailing_var_arg(true)
+        .hide(true)
 }
 
 /// ID of [`object_and_command`].
@@ -87,6 +89,7 @@ pub fn help_flag() -> Arg {
     Arg::new("help")
         .long("help")
         .help("Print help")
+        .display_order(HELP_ORDER)
         .action(ArgAction::Help)
 }
 

@@ -180,32 +180,31 @@ pub fn tree() -> Command {
                 .help("Print the version")
                 .action(ArgAction::Version),
         )
-        .arg(
+        .args([
             choice(
                 "log-level",
                 "LEVEL",
-                "Say this much on standard error",
+                "Tell this much: trace, debug, info, warn (default), error",
                 LOG_LEVELS,
             )
-            .default_value("warn")
+            .hide_possible_values(true)
+            .help_heading(EVERYWHERE)
             .global(true),
-        )
-        .arg(
             value(
                 "root",
                 "DIR",
-                "Keep images, containers and volumes in DIR instead of ~/.local/share/selkie",
+                "Where images, containers and volumes are (default: ~/.local/share/selkie)",
             )
+            .help_heading(EVERYWHERE)
             .global(true),
-        )
-        .arg(
             value(
                 "runroot",
                 "DIR",
-                "Keep what does not survive a reboot in DIR instead of $XDG_RUNTIME_DIR/selkie",
+                "Where things are that may go at a reboot (default: $XDG_RUNTIME_DIR/selkie)",
             )
+            .help_heading(EVERYWHERE)
             .global(true),
-        );
+        ]);
     for command in COMMANDS {
         tree = tree.subcommand(subcommand(&member(command)));
     }
@@ -218,6 +217,9 @@ pub fn tree() -> Command {
     }
     tree
 }
+
+/// Heading of flags that every command takes.
+const EVERYWHERE: &str = "Options of every command";
 
 /// As Podman spells them.
 const LOG_LEVELS: &[&str] = &[
@@ -234,4 +236,133 @@ pub fn find(matches: &ArgMatches) -> Option<(&'static CommandSpec, &ArgMatches)>
     }
     let command = COMMANDS.iter().find(|command| command.name == name)?;
     Some((command, matches))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flag::{COMMAND, Flags};
+
+    /// Matches of `selkie WORDS…`.
+    fn parse(words: &[&str]) -> std::result::Result<ArgMatches, clap::Error> {
+        tree().try_get_matches_from(std::iter::once(&"selkie").chain(words))
+    }
+
+    /// The last subcommand's own matches.
+    fn arguments(words: &[&str]) -> ArgMatches {
+        let matches = parse(words).unwrap();
+        let (_, arguments) = find(&matches).unwrap();
+        arguments.clone()
+    }
+
+    #[test]
+    fn the_tree_is_sound() {
+        tree().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        let members = GROUPS.iter().flat_map(|group| group.members);
+        let commands = COMMANDS.iter().copied();
+        for command in commands.chain(members.map(|member| member.command)) {
+            let examples = command.examples.strip_prefix("Examples:\n  ").unwrap();
+            assert!(examples.contains("selkie "), "{}", command.name);
+        }
+    }
+
+    #[test]
+    fn nothing_after_the_image_is_ours() {
+        let found = arguments(&["run", "--rm", "-it", "busybox", "--rm", "-e", "--", "x"]);
+        assert_eq!(found.texts(COMMAND), ["busybox", "--rm", "-e", "--", "x"]);
+        assert!(found.on("rm") && found.on("interactive") && found.on("tty"));
+        assert!(found.texts("env").is_empty());
+        let found = arguments(&["container", "exec", "c", "ls", "-l", "--help"]);
+        assert_eq!(found.texts(COMMAND), ["c", "ls", "-l", "--help"]);
+    }
+
+    #[test]
+    fn switches_take_true_and_false() {
+        for (word, expected) in [
+            ("--rm", true),
+            ("--rm=true", true),
+            ("--rm=0", false),
+            ("--rm=F", false),
+        ] {
+            assert_eq!(
+                arguments(&["run", word, "busybox"]).on("rm"),
+                expected,
+                "{word}"
+            );
+        }
+        assert!(!arguments(&["run", "-t=false", "-i=1", "busybox"]).on("tty"));
+        assert!(arguments(&["attach", "c"]).on("sig-proxy"));
+        assert!(!arguments(&["attach", "--sig-proxy=false", "c"]).on("sig-proxy"));
+        assert!(parse(&["run", "--rm=maybe", "busybox"]).is_err());
+    }
+
+    #[test]
+    fn the_last_of_a_flag_counts_and_lists_add_up() {
+        let found = arguments(&[
+            "run", "--name", "a", "-e", "A=1", "--name=b", "-eB", "busybox",
+        ]);
+        assert_eq!(found.text("name"), Some("b"));
+        assert_eq!(found.texts("env"), ["A=1", "B"]);
+    }
+
+    #[test]
+    fn short_flags_are_podmans() {
+        let found = arguments(&[
+            "run", "-dh", "seal", "-w/x", "-u", "1:2", "-va:/b", "-lk=v", "i",
+        ]);
+        assert!(found.on("detach"));
+        assert_eq!(found.text("hostname"), Some("seal"));
+        assert_eq!(found.text("workdir"), Some("/x"));
+        assert_eq!(found.texts("volume"), ["a:/b"]);
+        assert!(arguments(&["rm", "-f", "c"]).on("force"));
+        assert!(arguments(&["start", "-a", "c"]).on("attach"));
+        assert!(arguments(&["ps", "-aq"]).on("quiet"));
+    }
+
+    #[test]
+    fn global_flags_stand_anywhere_before_the_command_line_of_the_container() {
+        let matches = parse(&["ps", "--root", "/r", "--log-level=debug"]).unwrap();
+        assert_eq!(matches.text("root"), Some("/r"));
+        assert_eq!(matches.text("log-level"), Some("debug"));
+        assert!(parse(&["--runroot", "/x", "ps"]).is_ok());
+    }
+
+    #[test]
+    fn refusals_say_what_and_why() {
+        let said = |words: &[&str]| parse_error::explain(parse(words).unwrap_err()).unwrap_err();
+        let error = said(&["run", "--bogus", "busybox"]);
+        assert_eq!(
+            (error.message.as_str(), error.code),
+            ("unknown flag: --bogus", 125)
+        );
+        assert_eq!(error.hint.as_deref(), Some("see selkie run --help"));
+        assert!(
+            said(&["run", "--memory=1g", "i"])
+                .message
+                .contains("--memory is not offered yet")
+        );
+        assert!(
+            said(&["run", "-p", "80:80", "i"])
+                .message
+                .contains("-p is not offered yet")
+        );
+        assert!(
+            said(&["run", "--nmae", "x"])
+                .hint
+                .unwrap()
+                .contains("--name")
+        );
+        assert!(said(&["nonsense"]).message.contains("nonsense"));
+        assert!(
+            said(&["ps", "--sort", "x"])
+                .hint
+                .unwrap()
+                .contains("created")
+        );
+        assert!(said(&["run", "--name"]).message.contains("needs a value"));
+    }
 }

@@ -49,8 +49,6 @@ const NOT_OFFERED: &[(&str, &str)] = &[
     ("--restart", "restart policies"),
     ("--secret", "secrets"),
     ("--shm-size", LIMITS),
-    ("--size", "sizes of writable layers"),
-    ("-s", "sizes of writable layers"),
     ("--systemd", "systemd in containers"),
     ("--tz", "time zones"),
 ];

@@ -21,7 +21,10 @@ pub const CREATE: CommandSpec = CommandSpec {
     examples: "Examples:
   selkie create --name job busybox sh -c 'echo done'
   selkie start --attach job",
-    flags: create_options::flags,
+    flags: |command| {
+        create_options::flags(command)
+            .override_usage("selkie create [OPTIONS] IMAGE [COMMAND [ARG]...]")
+    },
     run,
 };
 

@@ -54,10 +54,8 @@ fn flags(command: Command) -> Command {
         .arg(switch("tty", "Give it a terminal").short('t'))
         .arg(value("user", "USER[:GROUP]", "Run as this user of the container").short('u'))
         .arg(value("workdir", "DIR", "Directory to start in").short('w'))
-        .arg(object_and_command(
-            "CONTAINER COMMAND [ARG]...",
-            "Where, and what to run",
-        ))
+        .override_usage("selkie exec [OPTIONS] CONTAINER COMMAND [ARG]...")
+        .arg(object_and_command())
 }
 
 /// Rows and columns of a terminal nobody looks at.

@@ -2,13 +2,14 @@
 
 use clap::{ArgMatches, Command};
 use jiff::Timestamp;
+use selkie_engine::Engine;
 use selkie_engine::container::{Container, Status};
 
 use super::filter::ContainerFilters;
 use crate::cli::CommandSpec;
 use crate::cli::flag::{self, Flags, choice, list, switch, value};
 use crate::error::{CliError, Result};
-use crate::format::container::{PsJson, PsRow};
+use crate::format::container::{DiskSize, PsJson, PsRow};
 use crate::format::list::{ListFormat, is_json, render_json};
 use crate::go_template::{Method, Value, to_value};
 use crate::session::Session;
@@ -45,6 +46,7 @@ fn flags(command: Command) -> Command {
         .arg(switch("no-trunc", "Show whole IDs and commands").alias("notruncate"))
         .arg(switch("noheading", "Leave out the headings"))
         .arg(switch("quiet", "IDs only").short('q'))
+        .arg(switch("size", "Measure what each takes on disk").short('s'))
         .arg(choice(
             "sort",
             "KEY",
@@ -64,6 +66,8 @@ fn flags(command: Command) -> Command {
 const DEFAULT: &str =
     "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}";
 
+const WITH_SIZE: &str = "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}\t{{.Size}}";
+
 const HEADINGS: &[(&str, &str)] = &[
     ("ID", "CONTAINER ID"),
     ("RunningFor", "CREATED"),
@@ -77,6 +81,10 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     let format = matches.text("format");
     if quiet && format.is_some() {
         return Err(CliError::new("--quiet and --format exclude each other"));
+    }
+    let measures = matches.on("size");
+    if !measures && format.is_some_and(|format| format.contains(".Size")) {
+        return Err(CliError::new("the field .Size needs --size"));
     }
     let last = match (matches.on("latest"), matches.number::<usize>("last")?) {
         (true, Some(_)) => return Err(CliError::new("--last and --latest exclude each other")),
@@ -111,27 +119,39 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
         super::print(&text)?;
         return Ok(0);
     }
+    let size = |container: &Container| -> Result<Option<DiskSize>> {
+        measures.then(|| disk_size(&engine, container)).transpose()
+    };
     if is_json(format) {
-        let objects: Vec<PsJson> = containers
+        let objects = containers
             .iter()
-            .map(|container| PsJson::new(container, now))
-            .collect();
+            .map(|container| Ok(PsJson::new(container, now, size(container)?)))
+            .collect::<Result<Vec<PsJson>>>()?;
         super::print(&render_json(&objects)?)?;
         return Ok(0);
     }
     let rows = containers
         .iter()
-        .map(|container| row(&PsRow::new(container, now, full)))
+        .map(|container| row(&PsRow::new(container, now, full, size(container)?)))
         .collect::<Result<Vec<Value>>>()?;
     let list = ListFormat {
         name: "ps",
         format,
-        default: DEFAULT,
+        default: if measures { WITH_SIZE } else { DEFAULT },
         headings: HEADINGS,
         no_heading: matches.on("noheading"),
     };
     super::print(&list.render_values(rows, &row(&PsRow::default())?)?)?;
     Ok(0)
+}
+
+fn disk_size(engine: &Engine, container: &Container) -> Result<DiskSize> {
+    let image = engine.image(&container.image_id).ok();
+    let own = engine.container_disk_usage(&container.id)?;
+    Ok(DiskSize {
+        rw_size: own,
+        root_fs_size: own + image.map_or(0, |image| image.size),
+    })
 }
 
 /// A row with Docker's `.Label "name"`.

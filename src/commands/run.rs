@@ -27,6 +27,7 @@ pub const RUN: CommandSpec = CommandSpec {
 
 fn flags(command: Command) -> Command {
     create_options::flags(command)
+        .override_usage("selkie run [OPTIONS] IMAGE [COMMAND [ARG]...]")
         .arg(switch("detach", "Leave it running and print its ID").short('d'))
         .arg(
             list(

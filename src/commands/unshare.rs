@@ -15,7 +15,7 @@ use crate::session::Session;
 pub const UNSHARE: CommandSpec = CommandSpec {
     name: "unshare",
     aliases: &[],
-    about: "Run a command as root of your own user namespace",
+    about: "Run a command (default: your shell) as root of your own user namespace",
     examples: "Examples:
   selkie unshare cat /proc/self/uid_map
   selkie unshare rm -r directory-of-a-container
@@ -25,10 +25,9 @@ pub const UNSHARE: CommandSpec = CommandSpec {
 };
 
 fn flags(command: Command) -> Command {
-    command.arg(object_and_command(
-        "COMMAND [ARG]...",
-        "What to run (default: your shell)",
-    ))
+    command
+        .override_usage("selkie unshare [COMMAND [ARG]...]")
+        .arg(object_and_command())
 }
 
 fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {

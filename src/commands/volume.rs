@@ -74,7 +74,7 @@ pub const LS: CommandSpec = CommandSpec {
   selkie volume ls --quiet --filter dangling=true",
     flags: |command| {
         command
-            .arg(filter_flag())
+            .arg(filter_flag().short('f'))
             .arg(flag::format(
                 "json, or a Go template (table TEMPLATE adds headings)",
             ))
@@ -129,7 +129,6 @@ fn filter_flag() -> clap::Arg {
         "KEY=VALUE",
         "Only those that match: name, label, dangling, driver, scope, since, until",
     )
-    .short('f')
 }
 
 /// A volume in Podman's shape, for templates and JSON alike.

@@ -73,7 +73,7 @@ pub fn flags(command: Command) -> Command {
             list("volume", "[SOURCE:]PATH[:OPTIONS]", "Mount a volume, or a directory of yours").short('v'),
             value("workdir", "DIR", "Directory to start in").short('w'),
         ])
-        .arg(object_and_command("IMAGE [COMMAND [ARG]...]", "What to run"))
+        .arg(object_and_command())
 }
 
 /// Reads the flags.

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use selkie_engine::container::{Container, Status};
 use serde::Serialize;
 
-use super::time;
+use super::{size, time};
 
 /// What `ps` templates see, by Podman's names.
 #[derive(Debug, Default, Serialize)]
@@ -39,6 +39,7 @@ pub struct PsRow {
     pod: String,
     pod_name: String,
     restarts: u32,
+    size: String,
     /// Selkie's own: host IDs that container ID 0 … are.
     slice: String,
 }
@@ -67,12 +68,31 @@ pub struct PsJson {
     pod: String,
     pod_name: String,
     ports: Option<Vec<String>>,
-    size: Option<()>,
+    size: Option<DiskSize>,
     started_at: i64,
     state: &'static str,
     status: String,
     created: i64,
     slice: String,
+}
+
+/// What a container takes on disk in bytes: what it has of its own, and with its image.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename = "define.ContainerSize")]
+pub struct DiskSize {
+    /// Writable layer and log.
+    #[serde(rename = "rwSize")]
+    pub rw_size: u64,
+    /// The same and the image.
+    #[serde(rename = "rootFsSize")]
+    pub root_fs_size: u64,
+}
+
+impl std::fmt::Display for DiskSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (own, all) = (size::dense(self.rw_size), size::dense(self.root_fs_size));
+        write!(f, "{own} (virtual {all})")
+    }
 }
 
 /// `running`, as Podman's states are called.
@@ -133,7 +153,7 @@ fn mount_paths(container: &Container) -> Vec<String> {
 
 impl PsRow {
     /// One container's row; IDs and commands are cut unless `full`.
-    pub fn new(container: &Container, now: Timestamp, full: bool) -> Self {
+    pub fn new(container: &Container, now: Timestamp, full: bool, size: Option<DiskSize>) -> Self {
         let exit = container.exit.as_ref();
         let is_exited = container.status == Status::Exited;
         let ago = time::ago(&container.created, now);
@@ -167,6 +187,7 @@ impl PsRow {
             pod: String::new(),
             pod_name: String::new(),
             restarts: 0,
+            size: size.map(|size| size.to_string()).unwrap_or_default(),
             slice: slice(container),
         }
     }
@@ -174,7 +195,7 @@ impl PsRow {
 
 impl PsJson {
     /// One container's object.
-    pub fn new(container: &Container, now: Timestamp) -> Self {
+    pub fn new(container: &Container, now: Timestamp, size: Option<DiskSize>) -> Self {
         let exit = container.exit.as_ref();
         Self {
             auto_remove: container.config.options.remove,
@@ -196,7 +217,7 @@ impl PsJson {
             pod: String::new(),
             pod_name: String::new(),
             ports: None,
-            size: None,
+            size,
             started_at: time::seconds(container.started.as_deref()),
             state: state(container.status),
             status: status(container, now),

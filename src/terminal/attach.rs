@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 
+use nix::sys::signal::Signal;
 use rustix::event::PollFlags;
 use selkie_engine::attach::{AttachConnection, FromContainer, MAX_PAYLOAD, ToContainer};
 
@@ -54,7 +55,7 @@ enum Looped {
     Exited(i32),
     Detached,
     Lost,
-    Die(nix::sys::signal::Signal),
+    Die(Signal),
 }
 
 fn run(
@@ -91,6 +92,12 @@ fn run(
                 Some(Request::Resize(rows, columns)) => resize = Some((rows, columns)),
                 Some(Request::Signal(number)) => target.signal(number),
                 Some(Request::Detach) => return Ok(Looped::Detached),
+                Some(Request::HangUp) => {
+                    if caller.proxies_signals() {
+                        target.signal(Signal::SIGHUP as i32);
+                    }
+                    return Ok(Looped::Die(Signal::SIGHUP));
+                }
                 Some(Request::Die(signal)) => return Ok(Looped::Die(signal)),
             }
             end_to_tell = caller.is_at_end();

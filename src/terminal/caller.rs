@@ -96,6 +96,9 @@ pub enum Request {
     Signal(i32),
     /// Stop relaying: the detach keys were pressed.
     Detach,
+    /// Stop relaying: the caller's terminal has gone. The container hears of it if signals are
+    /// handed on.
+    HangUp,
     /// Stop relaying and end as by this signal.
     Die(nix::sys::signal::Signal),
 }
@@ -189,11 +192,7 @@ impl<'fd> Caller<'fd> {
     pub fn handle(&mut self, token: Token) -> Result<Option<Request>> {
         match token {
             Token::Signal => return self.handle_signal(),
-            Token::Input => {
-                if self.read_input() {
-                    return Ok(Some(Request::Detach));
-                }
-            }
+            Token::Input => return Ok(self.read_input()),
             Token::Output => self.stdout.write_portion(),
             Token::Errors => self.stderr.write_portion(),
             Token::Peer(_) => {}
@@ -222,20 +221,29 @@ impl<'fd> Caller<'fd> {
         Some(Request::Resize(rows, columns))
     }
 
-    /// True when the detach keys were among what was read.
-    fn read_input(&mut self) -> bool {
+    fn read_input(&mut self) -> Option<Request> {
         let mut buffer = vec![0; INPUT_PORTION];
         match rustix::io::read(self.stdin, &mut buffer) {
-            Ok(0) => self.at_end = true,
-            Ok(count) => return self.keys.feed(&buffer[..count], &mut self.input),
             Err(Errno::INTR | Errno::AGAIN) => {}
-            // A terminal that hung up, or a directory: nothing will come from it.
+            // In raw mode a terminal has no other end than this.
+            Ok(0) | Err(Errno::IO) if self.raw.is_some() => return Some(Request::HangUp),
+            Ok(0) => self.at_end = true,
+            Ok(count) => {
+                let detaches = self.keys.feed(&buffer[..count], &mut self.input);
+                return detaches.then_some(Request::Detach);
+            }
+            // A directory, or a stream closed to us: nothing will come from it.
             Err(errno) => {
                 tracing::debug!("reading standard input: {errno}");
                 self.at_end = true;
             }
         }
-        false
+        None
+    }
+
+    /// Whether signals are handed on.
+    pub fn proxies_signals(&self) -> bool {
+        self.wishes.proxy_signals
     }
 
     /// Puts terminal and signals back as they were, so that what follows (dying of a signal,

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use nix::sys::signal::Signal::SIGHUP;
 use rustix::event::PollFlags;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -10,6 +11,7 @@ use selkie_engine::exec::ExecProcess;
 
 use super::caller::{Caller, PollSet, Request, Token, Wishes};
 use super::signals::die_of;
+use super::sink::State;
 use crate::error::{CliError, Result};
 
 /// How a relay ended.
@@ -51,6 +53,11 @@ pub fn relay(mut process: ExecProcess, wishes: Wishes) -> Result<Ended> {
             caller.flush()?;
             caller.disconnect();
             Ok(Ended::Exited(process.wait()?))
+        }
+        Some(Request::HangUp) => {
+            signal(process.pidfd.as_fd(), SIGHUP as i32);
+            caller.disconnect();
+            Ok(Ended::Died(die_of(SIGHUP)))
         }
         Some(Request::Die(signal)) => {
             caller.disconnect();
@@ -103,6 +110,22 @@ impl Streams {
     }
 }
 
+impl Streams {
+    /// What nobody reads on our side, the process shall not be able to write either: it gets
+    /// SIGPIPE (or, at a terminal, the hang-up) that it would have got in our place.
+    fn close_unread(&mut self, caller: &Caller<'_>) {
+        if caller.stdout.state() != State::Open {
+            self.stdout = None;
+            if self.is_terminal {
+                self.stdin = None;
+            }
+        }
+        if caller.stderr.state() != State::Open {
+            self.stderr = None;
+        }
+    }
+}
+
 fn run(
     process: &ExecProcess,
     streams: &mut Streams,
@@ -113,6 +136,7 @@ fn run(
         if caller.is_at_end() && !streams.is_terminal {
             streams.stdin = None;
         }
+        streams.close_unread(caller);
         let mut set = PollSet::default();
         if !has_ended {
             set.add(PROCESS, process.pidfd.as_fd(), PollFlags::IN);
