@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use selkie_runtime::seccomp_profile::Profile;
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, ErrorKind, Result};
 
 /// Where the root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,6 +110,18 @@ pub enum SeccompOption {
     Unconfined,
     /// A profile in the containers project's JSON form, read by the caller.
     Profile(String),
+}
+
+impl SeccompOption {
+    /// A profile from its text.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it is no profile; the message says where.
+    pub fn profile(text: String) -> Result<Self> {
+        Profile::parse(&text)
+            .map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))?;
+        Ok(Self::Profile(text))
+    }
 }
 
 /// Everything `create` and `run` take, in one place.

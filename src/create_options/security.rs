@@ -106,7 +106,7 @@ pub fn security_options(texts: &[String]) -> Result<SecurityOptions> {
             ("seccomp", "unconfined") => options.seccomp = SeccompOption::Unconfined,
             ("seccomp", "") => return refuse("name a profile, or unconfined"),
             ("seccomp", path) => {
-                options.seccomp = SeccompOption::Profile(seccomp_profile(path)?);
+                options.seccomp = seccomp_profile(path)?;
             }
             ("mask", paths) => options.mask.extend(absolute_paths(text, paths)?),
             ("unmask", "ALL" | "all") | ("systempaths", "unconfined") => {
@@ -123,16 +123,11 @@ pub fn security_options(texts: &[String]) -> Result<SecurityOptions> {
     Ok(options)
 }
 
-/// A profile's text, seen to be JSON; what it means is the engine's business.
-fn seccomp_profile(path: &str) -> Result<String> {
+/// Reads a profile; the engine says whether it is one.
+fn seccomp_profile(path: &str) -> Result<SeccompOption> {
     let profile = std::fs::read_to_string(path)
         .map_err(|error| CliError::new(format!("open the seccomp profile {path}: {error}")))?;
-    match serde_json::from_str::<serde::de::IgnoredAny>(&profile) {
-        Ok(_) => Ok(profile),
-        Err(error) => Err(CliError::new(format!(
-            "the seccomp profile {path} is not JSON: {error}"
-        ))),
-    }
+    SeccompOption::profile(profile).map_err(|error| CliError::new(format!("{path}: {error}")))
 }
 
 fn absolute_paths(text: &str, paths: &str) -> Result<Vec<String>> {
@@ -252,9 +247,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("profile.json");
         let flag = [format!("seccomp={}", path.display())];
-        std::fs::write(&path, "{}").unwrap();
+        let profile = r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#;
+        std::fs::write(&path, profile).unwrap();
         let found = security_options(&flag).unwrap().seccomp;
-        assert_eq!(found, SeccompOption::Profile("{}".into()));
+        assert_eq!(found, SeccompOption::Profile(profile.into()));
         std::fs::write(&path, "no JSON").unwrap();
         let error = security_options(&flag).unwrap_err().message;
         assert!(error.contains("profile.json"), "{error}");
