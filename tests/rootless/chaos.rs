@@ -167,13 +167,9 @@ fn nothing_is_left(login: &Login, survivor_pid: i32) -> Result<()> {
     login
         .ok(&["system", "prune", "--force"])
         .context("after the kills")?;
-    let clean = login.selkie(&["system", "check"]).run()?;
-    ensure!(
-        clean.code == 0,
-        "listed before: {}\nstill there after prune: {}",
-        listed.text(),
-        clean.text()
-    );
+    login
+        .is_clean()
+        .with_context(|| format!("after prune; listed before: {}", listed.text()))?;
     ensure!(
         processes::is_alive(survivor_pid),
         "prune killed a running container"
@@ -185,7 +181,7 @@ fn nothing_is_left(login: &Login, survivor_pid: i32) -> Result<()> {
         login.ok(&["volume", "rm", volume])?;
     }
     login.ok(&["system", "prune", "--force"])?;
-    login.selkie(&["system", "check"]).run()?.code(0)?;
+    login.is_clean()?;
     // Processes: one pause process.
     eventually("only the pause process is left", || {
         Ok(login.background_processes().len() <= 1)

@@ -209,12 +209,7 @@ fn rm_leaves_nothing(ground: &'static Ground) -> Result<()> {
     eventually("its monitor has ended", || {
         Ok(login.background_processes().len() == 1)
     })?;
-    let report = login.ok(&["system", "check"])?;
-    ensure!(
-        login.selkie(&["system", "check"]).run()?.code == 0,
-        "{report}"
-    );
-    Ok(())
+    login.is_clean()
 }
 
 fn created_then_started(ground: &'static Ground) -> Result<()> {

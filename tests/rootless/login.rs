@@ -131,6 +131,20 @@ impl Login {
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
     }
 
+    /// `system check` must find nothing, at the latest once the monitors of containers that have
+    /// just ended are done: they tell their clients of the end before they remove the files.
+    pub fn is_clean(&self) -> Result<()> {
+        let mut said = String::new();
+        let clean = eventually("system check finds nothing", || {
+            let is_working = !self.monitors().is_empty();
+            let check = self.selkie(&["system", "check"]).run()?;
+            said = format!("{check:?}");
+            ensure!(check.code == 0 || is_working, "left behind: {said}");
+            Ok(check.code == 0)
+        });
+        clean.with_context(|| said)
+    }
+
     /// Loads one of the ground's images.
     pub fn load(&self, archive: &str) -> Result<()> {
         let path = Path::new(&std::env::var("SELKIE_TEST_IMAGES")?).join(archive);

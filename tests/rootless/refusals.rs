@@ -303,13 +303,13 @@ fn bad_input(ground: &'static Ground) -> Result<()> {
     Ok(())
 }
 
-/// Everything a login has: containers, images, volumes, and what `system check` says.
+/// Everything a login has: containers, images, volumes; and `system check` finds nothing else.
 fn everything(login: &Login) -> Result<String> {
+    login.is_clean()?;
     Ok([
         login.ok(&["ps", "--all", "--quiet"])?,
         login.ok(&["images", "--quiet"])?,
         login.ok(&["volume", "ls", "--quiet"])?,
-        login.ok(&["system", "check"])?,
     ]
     .join("\n--\n"))
 }
@@ -512,11 +512,18 @@ fn full_disk(ground: &'static Ground) -> Result<()> {
         next.code == 0 || said.iter().any(|words| next.error().contains(words)),
         "{next:?}"
     );
-    // Removing must work on a full disk.
-    login.ok(&["rm", "--force", "filler"])?;
+    // Where not even the database can grow, removing is refused in so many words; with a little
+    // room everything works again.
+    let removed = login.selkie(&["rm", "--force", "filler"]).run()?;
+    if removed.code != 0 {
+        expect_contains(removed.refused(125)?, "space")?;
+        rustix::mount::mount_remount(&login.home, MountFlags::empty(), c"size=32m")
+            .context("make the file system larger")?;
+        login.ok(&["rm", "--force", "filler"])?;
+    }
     expect_eq(login.ok(&["run", "--rm", "busybox", "echo", "x"])?, "x")?;
     login.ok(&["system", "prune", "--force"])?;
-    login.selkie(&["system", "check"]).run()?.code(0)?;
+    login.is_clean()?;
     login.end();
     drop(mounted);
     Ok(())
