@@ -205,8 +205,8 @@ fn check_lists_and_prune_removes(ground: &'static Ground) -> Result<()> {
     // Files only: the store keeps its (at most 256) empty fan-out directories.
     let size = || -> Result<u64> {
         let data = login.data_dir();
-        let arguments = ["-type", "f", "-printf", "%b\n"];
-        let arguments = [&[data.to_string_lossy().as_ref()], &arguments[..]].concat();
+        let data = data.to_string_lossy();
+        let arguments = [&data, "-type", "f", "-printf", "%b\n"];
         let blocks = login.program("find", &arguments).run()?.text();
         Ok(blocks
             .lines()
