@@ -16,6 +16,7 @@ mod log_writer;
 pub mod logs;
 mod monitor;
 pub mod options;
+mod own_program;
 mod spec;
 mod state;
 pub mod system;

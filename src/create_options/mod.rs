@@ -7,7 +7,7 @@ pub mod user_namespace;
 pub mod variables;
 
 use clap::{ArgMatches, Command};
-use selkie_engine::options::{CreateOptions, NetworkMode, PidMode, RootSource};
+use selkie_engine::options::{CreateOptions, NetworkMode, PidMode, RootSource, UsernsMode};
 
 use crate::cli::flag::{
     COMMAND, Flags, choice, help_flag, list, object_and_command, switch, switch_on, value,
@@ -76,6 +76,16 @@ pub fn flags(command: Command) -> Command {
         .arg(object_and_command())
 }
 
+/// Only what `--userns`, `--uidmap` and `--gidmap` say, for those who must know it before anything
+/// else is read.
+pub fn userns(matches: &ArgMatches) -> Result<UsernsMode> {
+    user_namespace::parse(
+        matches.text("userns"),
+        &matches.texts("uidmap"),
+        &matches.texts("gidmap"),
+    )
+}
+
 /// Reads the flags.
 pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
     let mut command = matches.texts(COMMAND);
@@ -124,11 +134,7 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         sysctls: variables::pairs("sysctl", &matches.texts("sysctl"))?,
         network: network(matches.text("network"))?,
         pid: pid(matches.text("pid"))?,
-        userns: user_namespace::parse(
-            matches.text("userns"),
-            &matches.texts("uidmap"),
-            &matches.texts("gidmap"),
-        )?,
+        userns: userns(matches)?,
         terminal: matches.on("tty"),
         interactive: matches.on("interactive"),
         remove: matches.on("rm"),
