@@ -276,6 +276,7 @@ impl<'e> Monitor<'e> {
             spec: &spec,
             stdio,
             provide_root: &mut provide_root,
+            connect_network: None,
             cgroup: None,
             init: launch.config.options.init,
             seccomp_cache_dir: Some(&engine.config.cache_dir),
