@@ -39,6 +39,7 @@ mod namespace;
 mod protocol;
 mod services;
 mod supervisor;
+mod trunk;
 mod wiring;
 
 use std::path::PathBuf;

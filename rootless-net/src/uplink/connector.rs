@@ -252,3 +252,9 @@ impl Connector {
         std::mem::take(&mut self.warnings)
     }
 }
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

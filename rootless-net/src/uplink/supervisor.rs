@@ -18,15 +18,13 @@ use selkie_sys::clone::{Side, exit_now, fork};
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
 use super::client::{self, ANCHOR, LOCK, SOCKET};
-use super::connector::Connector;
 use super::namespace::{self, failure};
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
-use super::services::{ServiceRequest, Services};
-use super::wiring::Wiring;
-use super::{UplinkConfig, UplinkError, host_address};
+use super::trunk::Trunk;
+use super::{UplinkConfig, UplinkError};
 use crate::member::Member;
-use crate::netlink::{Netlink, RouteChanges, in_namespace};
-use crate::network::{Attachment, Network};
+use crate::netlink::{Netlink, RouteChanges};
+use crate::network::Network;
 
 /// The name in `ps`. Shorter than the kernel's 16 bytes.
 const PROCESS_NAME: &std::ffi::CStr = c"selkie-uplink";
@@ -36,9 +34,6 @@ const LINGER: Duration = Duration::from_secs(60);
 
 /// How long a request waits for the connector at most.
 const CONNECTOR_PATIENCE: Duration = Duration::from_secs(3);
-
-/// How often services that die are started again before a pause.
-const SERVICE_PAUSE: Duration = Duration::from_secs(1);
 
 /// Forks the supervisor and waits until it serves. The lock of `place` is held by the caller.
 pub(super) fn start(config: &UplinkConfig, place: &Path) -> Result<(), UplinkError> {
@@ -165,17 +160,11 @@ struct Held {
 struct Supervisor {
     config: UplinkConfig,
     place: PathBuf,
-    nft: PathBuf,
-    uplink: OwnedFd,
     epoll: OwnedFd,
     listener: OwnedFd,
     host_routes: RouteChanges,
-    uplink_routes: RouteChanges,
-    host_address: Option<std::net::Ipv4Addr>,
-    wiring: Wiring,
-    connector: Connector,
-    services: Option<Services>,
-    services_retry: Option<Instant>,
+    /// Made when the first container needs it.
+    trunk: Option<Trunk>,
     clients: HashMap<u32, OwnedFd>,
     containers: BTreeMap<String, Connected>,
     by_number: HashMap<u32, String>,
@@ -190,59 +179,16 @@ struct Supervisor {
 
 impl Supervisor {
     fn new(config: UplinkConfig, place: &Path) -> Result<Self, Failure> {
-        let nft = config.find("nft").ok_or_else(|| Failure {
-            message: "nft is not installed, and containers cannot be kept apart without it".into(),
-            hint: Some(
-                "an admin must install the package nftables; `--network pasta` works without"
-                    .into(),
-            ),
-        })?;
-        let anchor = place.join(ANCHOR);
-        let kept = namespace::open_kept(&anchor).map_err(failure)?;
-        let uplink = match kept {
-            Some(uplink) => uplink,
-            None => namespace::make(&anchor).map_err(failure)?,
-        };
-        let made = Self::in_namespace(config, place, nft, uplink);
-        if made.is_err() {
-            namespace::release(&anchor);
-        }
-        made
-    }
-
-    fn in_namespace(
-        config: UplinkConfig,
-        place: &Path,
-        nft: PathBuf,
-        uplink: OwnedFd,
-    ) -> Result<Self, Failure> {
-        let host_routes = RouteChanges::watch().map_err(failure)?;
-        let uplink_routes = in_namespace(uplink.as_fd(), RouteChanges::watch).map_err(failure)?;
-        // First, since it takes longest.
-        let mut connector = Connector::new(&config, &place.join(ANCHOR))?;
-        connector.start(host_default_routes());
-        namespace::prepare(uplink.as_fd(), &nft)?;
-        let services = Services::start(uplink.as_fd(), &config.resolv_conf).map_err(failure)?;
-        let host_address = host_address::current();
-        host_address::translate_to(host_address, uplink.as_fd(), &nft)?;
-        let listener = client::listen(place).map_err(failure)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)
             .attempt(|| "make an epoll instance")
             .map_err(failure)?;
-        let mut supervisor = Self {
-            wiring: Wiring::new(uplink.as_fd()).map_err(failure)?,
+        let supervisor = Self {
             config,
             place: place.to_owned(),
-            nft,
-            uplink,
             epoll,
-            listener,
-            host_routes,
-            uplink_routes,
-            host_address,
-            connector,
-            services: Some(services),
-            services_retry: None,
+            host_routes: RouteChanges::watch().map_err(failure)?,
+            listener: client::listen(place).map_err(failure)?,
+            trunk: None,
             clients: HashMap::new(),
             containers: BTreeMap::new(),
             by_number: HashMap::new(),
@@ -253,23 +199,25 @@ impl Supervisor {
             buffer: Vec::new(),
         };
         supervisor
-            .warnings
-            .append(&mut supervisor.connector.take_warnings());
-        supervisor.watch_everything().map_err(failure)?;
+            .watch(supervisor.listener.as_fd(), Source::Listener)
+            .map_err(failure)?;
+        supervisor
+            .watch(supervisor.host_routes.as_fd(), Source::HostRoutes)
+            .map_err(failure)?;
         Ok(supervisor)
     }
 
-    fn watch_everything(&self) -> SysResult<()> {
-        self.watch(self.listener.as_fd(), Source::Listener)?;
-        self.watch(self.host_routes.as_fd(), Source::HostRoutes)?;
-        self.watch(self.uplink_routes.as_fd(), Source::UplinkRoutes)?;
-        if let Some(services) = &self.services {
-            self.watch(services.pidfd(), Source::Services)?;
+    /// The trunk, made where there is none yet.
+    fn trunk(&mut self) -> Result<&mut Trunk, Failure> {
+        if self.trunk.is_none() {
+            let trunk = Trunk::new(&self.config, &self.place.join(ANCHOR))?;
+            self.watch(trunk.routes(), Source::UplinkRoutes)
+                .map_err(failure)?;
+            self.trunk = Some(trunk);
+            self.watch_services();
+            self.connector_started();
         }
-        if let Some(pidfd) = self.connector.pidfd() {
-            self.watch(pidfd, Source::Connector)?;
-        }
-        Ok(())
+        self.trunk.as_mut().ok_or_else(no_trunk)
     }
 
     fn watch(&self, fd: BorrowedFd<'_>, source: Source) -> SysResult<()> {
@@ -319,12 +267,15 @@ impl Supervisor {
                 }
             }
             Source::UplinkRoutes => {
-                self.uplink_routes.drain();
-                self.look_for_way_out();
+                if let Some(trunk) = &mut self.trunk {
+                    trunk.look_for_way_out();
+                }
+                self.release_held();
             }
             Source::Connector => {
-                // The descriptor goes with the process, and with it epoll's interest.
-                self.connector.reap();
+                if let Some(trunk) = &mut self.trunk {
+                    trunk.connector.reap();
+                }
                 self.restart_connector();
             }
             Source::Services => self.restart_services(),
@@ -362,7 +313,7 @@ impl Supervisor {
         match heard {
             Ok(Some((request, fds))) => {
                 let reply = self.answer(request, fds);
-                let waits = matches!(reply, Reply::Done { .. }) && !self.connector.is_settled();
+                let waits = matches!(reply, Reply::Done { .. }) && !self.is_settled();
                 if waits {
                     self.held.push(Held {
                         client: number,
@@ -417,37 +368,18 @@ impl Supervisor {
         pidfd: OwnedFd,
     ) -> Result<(), Failure> {
         let container = member.container.clone();
-        let pairs = pairs(&member, &networks)?;
-        if let Some(before) = self.containers.get(&container) {
-            // Interfaces it is not to have any more, or has with other addresses.
-            for attachment in &before.member.attachments {
-                let network = before
-                    .networks
-                    .iter()
-                    .find(|n| n.name == attachment.network);
-                if let Some(network) = network
-                    && !member.attachments.contains(attachment)
-                {
-                    self.wiring
-                        .disconnect(&container, network)
-                        .map_err(failure)?;
-                }
-            }
-        }
-        let result = self
-            .wiring
-            .connect(&container, &pairs, namespace.as_fd())
-            .map_err(failure)
-            .and_then(|()| self.serve_names_and_ports(&member, &networks));
-        if let Err(failure) = result {
-            if !self.containers.contains_key(&container) {
-                for (_, network) in &pairs {
-                    let _ = self.wiring.disconnect(&container, network);
-                }
-                self.tell_services(&ServiceRequest::Detach { container });
-            }
-            return Err(failure);
-        }
+        let before = self
+            .containers
+            .get(&container)
+            .map(|connected| (connected.member.clone(), connected.networks.clone()));
+        self.trunk()?.attach(
+            before
+                .as_ref()
+                .map(|(member, networks)| (member, networks.as_slice())),
+            &member,
+            &networks,
+            namespace.as_fd(),
+        )?;
         let number = self.number();
         self.watch(pidfd.as_fd(), Source::Container(number))
             .map_err(failure)?;
@@ -467,43 +399,16 @@ impl Supervisor {
         Ok(())
     }
 
-    fn serve_names_and_ports(
-        &mut self,
-        member: &Member,
-        networks: &[Network],
-    ) -> Result<(), Failure> {
-        let Some(services) = &mut self.services else {
-            return Err(Failure {
-                message: "the uplink's services do not run".into(),
-                hint: Some("they are being started again: try again".into()),
-            });
-        };
-        services.call(&ServiceRequest::Attach {
-            member: member.clone(),
-            networks: networks.to_vec(),
-        })
-    }
-
-    /// Where an answer would help nobody.
-    fn tell_services(&mut self, request: &ServiceRequest) {
-        if let Some(services) = &mut self.services {
-            // When they are dead, their successors are told what is.
-            let _ = services.call(request);
-        }
-    }
-
     fn detach(&mut self, container: &str) -> Result<(), Failure> {
         let Some(connected) = self.containers.get(container) else {
             return Ok(());
         };
         let networks = connected.networks.clone();
         self.forget(container);
-        for network in &networks {
-            self.wiring
-                .disconnect(container, network)
-                .map_err(failure)?;
+        match &mut self.trunk {
+            Some(trunk) => trunk.disconnect(container, &networks),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// What the kernel does not do when a container ends.
@@ -513,75 +418,75 @@ impl Supervisor {
         };
         self.by_number.remove(&connected.number);
         let _ = epoll::delete(&self.epoll, &connected.pidfd);
-        self.tell_services(&ServiceRequest::Detach {
-            container: container.to_owned(),
-        });
-        for network in &connected.networks {
-            // A bridge's port would answer for its address until the kernel gets round to it, when
-            // another container may have that address.
-            if network.kind == crate::network::Kind::Bridge {
-                let _ = self.wiring.disconnect(container, network);
-            }
+        if let Some(trunk) = &mut self.trunk {
+            trunk.forget(container, &connected.networks);
         }
     }
 
     fn remove_network(&mut self, network: &Network) -> Result<(), Failure> {
-        self.tell_services(&ServiceRequest::RemoveNetwork {
-            name: network.name.clone(),
-        });
-        self.wiring.remove_bridge(network).map_err(failure)
+        match &mut self.trunk {
+            Some(trunk) => trunk.remove_network(network),
+            None => Ok(()),
+        }
     }
 
     fn status(&self) -> Status {
         Status {
             supervisor: rustix::process::getpid().as_raw_nonzero().get(),
-            services: self.services.as_ref().map(Services::pid),
-            connector: self.connector.pid(),
-            connected_by: self.connector.describe(),
+            services: self.trunk.as_ref().and_then(Trunk::services_pid),
+            connector: self.trunk.as_ref().and_then(|trunk| trunk.connector.pid()),
+            connected_by: self
+                .trunk
+                .as_ref()
+                .map_or_else(|| "nothing yet".into(), |trunk| trunk.connector.describe()),
             containers: self.containers.keys().cloned().collect(),
         }
     }
 
     /// Routes or addresses of the host are not what they were.
     fn host_changed(&mut self) {
-        let host = host_address::current();
-        if host != self.host_address
-            && host_address::translate_to(host, self.uplink.as_fd(), &self.nft).is_ok()
-        {
-            self.host_address = host;
-        }
-        if self.connector.wants_restart(host_default_routes()) {
+        let Some(trunk) = &mut self.trunk else {
+            return;
+        };
+        trunk.follow_host();
+        if trunk.connector.wants_restart(host_default_routes()) {
             self.restart_connector();
         }
     }
 
     fn restart_connector(&mut self) {
-        self.connector.start(host_default_routes());
-        self.warnings.append(&mut self.connector.take_warnings());
-        if let Some(pidfd) = self.connector.pidfd() {
-            let _ = self.watch(pidfd, Source::Connector);
+        if let Some(trunk) = &mut self.trunk {
+            trunk.connector.start(host_default_routes());
         }
+        self.connector_started();
         self.release_held();
     }
 
-    /// The connector gives the uplink a default route when it is ready.
-    fn look_for_way_out(&mut self) {
-        if self.connector.is_settled() {
+    fn connector_started(&mut self) {
+        let Some(trunk) = &mut self.trunk else {
             return;
+        };
+        self.warnings.append(&mut trunk.connector.take_warnings());
+        // A process's descriptor goes with it, and with that epoll's interest.
+        if let Some(pidfd) = self
+            .trunk
+            .as_ref()
+            .and_then(|trunk| trunk.connector.pidfd())
+        {
+            let _ = self.watch(pidfd, Source::Connector);
         }
-        let found = Netlink::open_in(self.uplink.as_fd())
-            .and_then(|mut netlink| netlink.default_routes())
-            .unwrap_or((false, false));
-        if found.0 || found.1 {
-            self.connector.is_up();
-            self.release_held();
-        }
+    }
+
+    fn is_settled(&self) -> bool {
+        self.trunk
+            .as_ref()
+            .is_none_or(|trunk| trunk.connector.is_settled())
     }
 
     /// Answers what waited for the connector, when it is ready or has been waited for long enough.
     fn release_held(&mut self) {
         let now = Instant::now();
-        let settled = self.connector.is_settled();
+        let settled = self.is_settled();
         let held = std::mem::take(&mut self.held);
         let (ready, held) = held
             .into_iter()
@@ -594,32 +499,31 @@ impl Supervisor {
     }
 
     fn restart_services(&mut self) {
-        self.services = None;
-        self.services_retry = None;
-        let started = Services::start(self.uplink.as_fd(), &self.config.resolv_conf);
-        let Ok(services) = started else {
-            self.services_retry = Some(Instant::now() + SERVICE_PAUSE);
+        let Some(trunk) = &mut self.trunk else {
             return;
         };
-        let _ = self.watch(services.pidfd(), Source::Services);
-        self.services = Some(services);
-        let known: Vec<(Member, Vec<Network>)> = self
+        let known = self
             .containers
             .values()
-            .map(|connected| (connected.member.clone(), connected.networks.clone()))
-            .collect();
-        for (member, networks) in known {
-            // A port that somebody else has taken meanwhile stays lost; the container goes on.
-            if let Err(failure) = self.serve_names_and_ports(&member, &networks) {
-                self.warnings.push(failure.message);
-            }
+            .map(|connected| (&connected.member, connected.networks.as_slice()));
+        self.warnings
+            .append(&mut trunk.restart_services(&self.config, known));
+        self.watch_services();
+    }
+
+    fn watch_services(&self) {
+        if let Some(pidfd) = self.trunk.as_ref().and_then(Trunk::services_pidfd) {
+            let _ = self.watch(pidfd, Source::Services);
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let idle = self.idle_since.map(|since| since + LINGER);
         let held = self.held.iter().map(|held| held.until).min();
-        [idle, held, self.connector.retry_at(), self.services_retry]
+        let trunk = self.trunk.as_ref();
+        let connector = trunk.and_then(|trunk| trunk.connector.retry_at());
+        let services = trunk.and_then(Trunk::services_retry_at);
+        [idle, held, connector, services]
             .into_iter()
             .flatten()
             .min()
@@ -627,10 +531,14 @@ impl Supervisor {
 
     fn keep_time(&mut self) {
         let now = Instant::now();
-        if self.connector.retry_at().is_some_and(|at| at <= now) {
+        let trunk = self.trunk.as_ref();
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        let connector = due(trunk.and_then(|trunk| trunk.connector.retry_at()));
+        let services = due(trunk.and_then(Trunk::services_retry_at));
+        if connector {
             self.restart_connector();
         }
-        if self.services_retry.is_some_and(|at| at <= now) {
+        if services {
             self.restart_services();
         }
         if self.held.iter().any(|held| held.until <= now) {
@@ -668,37 +576,19 @@ impl Supervisor {
         }
         // Who connects from here on hears the end and starts over.
         let _ = std::fs::remove_file(self.place.join(SOCKET));
-        self.connector.stop();
-        self.services = None;
+        self.trunk = None;
         namespace::release(&self.place.join(ANCHOR));
         // The lock's file stays: somebody may wait for it.
         true
     }
 }
 
-/// Each attachment with its network.
-fn pairs<'a>(
-    member: &'a Member,
-    networks: &'a [Network],
-) -> Result<Vec<(&'a Attachment, &'a Network)>, Failure> {
-    member
-        .attachments
-        .iter()
-        .map(|attachment| {
-            networks
-                .iter()
-                .find(|network| network.name == attachment.network)
-                .map(|network| (attachment, network))
-                .ok_or_else(|| Failure {
-                    message: format!("network {} is not known", attachment.network),
-                    hint: None,
-                })
-        })
-        .collect()
+fn no_trunk() -> Failure {
+    failure(SysError::new("use the uplink", Errno::CANCELED))
 }
 
 /// Of the host, per family.
-fn host_default_routes() -> (bool, bool) {
+pub(super) fn host_default_routes() -> (bool, bool) {
     Netlink::open()
         .and_then(|mut netlink| netlink.default_routes())
         .unwrap_or((true, false))
