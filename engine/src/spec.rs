@@ -60,7 +60,7 @@ pub(crate) fn build(
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),
         network: match options.network {
-            NetworkMode::None => Network::None,
+            NetworkMode::None => Network::Own,
             NetworkMode::Host => Network::Host,
         },
         pid: match options.pid {

@@ -14,13 +14,15 @@ use crate::launch::LaunchError;
 use crate::seccomp_profile::{self, Profile, Surroundings};
 
 /// The container's network namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Network {
-    /// Its own, with a loopback device.
+    /// A new one; it has a loopback device only until somebody connects it.
     #[default]
-    None,
+    Own,
     /// The caller's.
     Host,
+    /// An existing one (`/proc/PID/ns/net`, or a file that one is mounted on).
+    Existing(PathBuf),
 }
 
 /// The container's PID namespace.
@@ -320,7 +322,7 @@ impl DefaultSpec {
             .set_gid_mappings(Some(id_mappings(&self.gid_maps)))
             .set_sysctl(Some(self.sysctls.into_iter().collect::<HashMap<_, _>>()))
             .set_resources(None)
-            .set_namespaces(Some(namespaces(self.network, self.pid)))
+            .set_namespaces(Some(namespaces(&self.network, self.pid)))
             .set_masked_paths(Some(masked))
             .set_readonly_paths(Some(read_only))
             .set_seccomp(seccomp);
@@ -396,7 +398,7 @@ impl DefaultSpec {
     }
 
     fn all_mounts(&self) -> Vec<Mount> {
-        let mut mounts = default_mounts(self.network, self.pid);
+        let mut mounts = default_mounts(&self.network, self.pid);
         for mount in &self.mounts {
             mounts.retain(|default| default.destination() != mount.destination());
         }
@@ -453,10 +455,10 @@ fn id_mappings(maps: &[(u32, u32, u32)]) -> Vec<LinuxIdMapping> {
     maps.iter().map(mapping).collect()
 }
 
-fn namespaces(network: Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
+fn namespaces(network: &Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
     use LinuxNamespaceType as Type;
     let mut types = vec![Type::User, Type::Mount, Type::Ipc, Type::Uts, Type::Cgroup];
-    if network == Network::None {
+    if *network != Network::Host {
         types.push(Type::Network);
     }
     if pid == PidNamespace::Private {
@@ -465,12 +467,15 @@ fn namespaces(network: Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
     let namespace = |typ| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(typ);
+        if let (Type::Network, Network::Existing(path)) = (typ, network) {
+            namespace.set_path(Some(path.clone()));
+        }
         namespace
     };
     types.into_iter().map(namespace).collect()
 }
 
-fn default_mounts(network: Network, pid: PidNamespace) -> Vec<Mount> {
+fn default_mounts(network: &Network, pid: PidNamespace) -> Vec<Mount> {
     let proc = match pid {
         PidNamespace::Private => mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         // A proc of the caller's PID namespace cannot be mounted from below; it can be shown.
@@ -482,14 +487,14 @@ fn default_mounts(network: Network, pid: PidNamespace) -> Vec<Mount> {
         ),
     };
     let sys = match network {
-        Network::None => mount(
+        Network::Own => mount(
             "/sys",
             "sysfs",
             "sysfs",
             &["nosuid", "noexec", "nodev", "ro"],
         ),
         // sysfs belongs to a network namespace: without an own one only the caller's can be shown.
-        Network::Host => mount(
+        Network::Host | Network::Existing(_) => mount(
             "/sys",
             "bind",
             "/sys",
@@ -620,9 +625,9 @@ mod tests {
 
     #[test]
     fn namespaces_follow_the_request() {
-        let count = |network, pid| {
+        let count = |network: &Network, pid| {
             let spec = DefaultSpec {
-                network,
+                network: network.clone(),
                 pid,
                 ..Default::default()
             }
@@ -636,7 +641,7 @@ mod tests {
                 .unwrap()
                 .len()
         };
-        assert_eq!(count(Network::None, PidNamespace::Private), 7);
-        assert_eq!(count(Network::Host, PidNamespace::Host), 5);
+        assert_eq!(count(&Network::Own, PidNamespace::Private), 7);
+        assert_eq!(count(&Network::Host, PidNamespace::Host), 5);
     }
 }
