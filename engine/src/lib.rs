@@ -21,6 +21,7 @@ mod state;
 pub mod system;
 #[cfg(test)]
 mod testing;
+mod uplink;
 pub mod volume;
 
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ pub struct EngineConfig {
     pub run_dir: PathBuf,
     /// Compiled seccomp filters and the like (`~/.cache/selkie`).
     pub cache_dir: PathBuf,
+    /// Where helpers such as `pasta` and `nft` are looked for.
+    pub search_path: Vec<PathBuf>,
 }
 
 /// An open engine: the calling process is root in the login's pause namespace.

@@ -24,7 +24,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile};
+use selkie_runtime::launch::{
+    ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
+};
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
 use selkie_sys::namespace::NamespaceKey;
@@ -46,6 +48,7 @@ use crate::log_writer::LogWriter;
 use crate::options::{MountSource, PidMode};
 use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
+use crate::uplink::{KeptTie, NetworkPlan, Tie, network_plan};
 use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
@@ -115,6 +118,7 @@ struct Running {
     listener: OwnedFd,
     started: String,
     database: Option<Database>,
+    tie: Option<KeptTie>,
 }
 
 /// What is made while the container's process makes its mounts.
@@ -202,6 +206,7 @@ impl<'e> Monitor<'e> {
             running.streams = Streams::terminal(terminal);
         }
         let mut relay = Relay {
+            tie: running.tie,
             pidfd,
             streams: running.streams,
             signals: running.signals,
@@ -270,13 +275,22 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
+        let mut tie = match &launch.network {
+            Some(plan) => Some(Tie::new(engine.config.uplink(), plan.clone())?),
+            None => None,
+        };
+        let mut connect = tie.as_mut().map(|tie| {
+            |namespace: BorrowedFd<'_>, init: BorrowedFd<'_>| Ok(tie.begin(namespace, init)?)
+        });
         let mut aside = Err(Error::machine("start the container", "it was not prepared"));
         let mut meanwhile = |init| aside = self.prepare_aside(init);
         let request = LaunchRequest {
             spec: &spec,
             stdio,
             provide_root: &mut provide_root,
-            connect_network: None,
+            connect_network: connect
+                .as_mut()
+                .map(|connect| connect as &mut ConnectNetwork<'_>),
             cgroup: None,
             init: launch.config.options.init,
             seccomp_cache_dir: Some(&engine.config.cache_dir),
@@ -288,8 +302,14 @@ impl<'e> Monitor<'e> {
             started,
             database,
         } = aside?;
+        if let Some(tie) = &mut tie {
+            for warning in tie.finish(launched.identity.pid, launched.pidfd.as_fd())? {
+                tracing::warn!("{warning}");
+            }
+        }
         state::commit_state(launch.lock.as_fd())?;
         launched.start()?;
+        let init = launched.identity.pid;
         Ok(Running {
             launched,
             streams,
@@ -297,6 +317,7 @@ impl<'e> Monitor<'e> {
             listener,
             started,
             database,
+            tie: tie.map(|tie| KeptTie::new(tie, init)),
         })
     }
 
@@ -417,6 +438,16 @@ impl<'e> Monitor<'e> {
 }
 
 impl Epilogue {
+    /// Ties the container to the uplink again, as its row says now.
+    fn renew_tie(&self, tie: &mut KeptTie, init: BorrowedFd<'_>) {
+        let plan = || -> Result<Option<NetworkPlan>> {
+            let database = Database::open(&self.paths.data_dir)?;
+            network_plan(&database, &self.id)
+        };
+        tie.renew(&self.paths.uplink(), plan, init);
+        selkie_sys::slim::trim_heap();
+    }
+
     /// Makes the attach socket again.
     fn listen_again(&self) -> Result<OwnedFd> {
         make_socket(&self.paths, &self.id)

@@ -23,6 +23,7 @@ use crate::layout::LockedContainer;
 use crate::monitor::{Monitor, StartReport};
 use crate::options::RootSource;
 use crate::state::{self, Observed, observe};
+use crate::uplink::NetworkPlan;
 use crate::volume;
 
 /// How long a start waits for whoever holds the container's lock while it does not run: a monitor
@@ -43,6 +44,8 @@ pub(crate) struct Launch {
     pub lock: LockedContainer,
     /// It goes away with the end of this run.
     pub disposable: bool,
+    /// What to connect it to, if anything.
+    pub network: Option<NetworkPlan>,
 }
 
 /// What a container that does not run is prepared for.
@@ -76,6 +79,7 @@ impl Engine {
             chain_id: created.chain_id,
             maps: created.maps,
             lock: created.lock,
+            network: None,
         };
         let names = volume::mounted_names(&launch.config.options.mounts);
         if !names.is_empty() {
@@ -225,6 +229,7 @@ impl Engine {
             maps,
             lock,
             disposable,
+            network: None,
         })
     }
 
