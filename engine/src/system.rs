@@ -12,6 +12,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use selkie_storage::remove_tree;
+use selkie_net::uplink;
 use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
 
@@ -42,6 +43,8 @@ pub enum LeftoverKind {
     Socket,
     /// A mount in the login's namespace that nothing uses.
     Mount,
+    /// What an uplink left that nobody looks after any more.
+    Uplink,
     /// A file of the image store that no image needs.
     StoreFile,
 }
@@ -72,6 +75,7 @@ enum Remedy {
     KillContainer(RunState, PathBuf),
     RemoveTree(PathBuf),
     RemoveSocket(PathBuf),
+    RemoveUplink(PathBuf),
     Unmount(PathBuf),
     CleanStore,
 }
@@ -150,6 +154,7 @@ impl Engine {
         findings.extend(self.compare_rows_and_files()?);
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
+        findings.extend(self.find_uplinks()?);
         Ok(findings)
     }
 
@@ -229,17 +234,21 @@ impl Engine {
         }
     }
 
-    /// Containers' mounts live in their own namespaces, so in the login's there is only the one of
-    /// the metadata trees.
+    /// Containers' mounts live in their own namespaces, so in the login's there are only the one of
+    /// the metadata trees, and the uplinks' (see `find_uplinks`).
     fn find_mounts(&self) -> Result<Vec<Finding>> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Error::machine("read /proc/self/mountinfo", error))?;
         let trees = self.store.root().join("trees");
+        let uplinks = self.config.uplink().dir;
         let mut has_trees = false;
         let mut findings = Vec::new();
         for point in mount_points_below(&table, &self.config.data_dir) {
             if point == trees && !has_trees {
                 has_trees = true;
+                continue;
+            }
+            if point.starts_with(&uplinks) {
                 continue;
             }
             findings.push(Finding {
@@ -252,6 +261,21 @@ impl Engine {
             });
         }
         Ok(findings)
+    }
+
+    /// An uplink whose supervisor died is taken over by the containers on it; without any it stays.
+    fn find_uplinks(&self) -> Result<Vec<Finding>> {
+        Ok(uplink::leftovers(&self.config.uplink())?
+            .into_iter()
+            .map(|path| Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::Uplink,
+                    what: path.display().to_string(),
+                    reason: "its supervisor does not run any more".to_owned(),
+                },
+                remedy: Remedy::RemoveUplink(path),
+            })
+            .collect())
     }
 
     fn find_store_garbage(&self) -> Result<Vec<Finding>> {
@@ -303,6 +327,7 @@ impl Engine {
                 rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH)
                     .map_err(|errno| Error::machine(format!("unmount {}", path.display()), errno))
             }
+            Remedy::RemoveUplink(path) => Ok(uplink::remove_leftover(&path)?),
             Remedy::CleanStore => {
                 let lock = self.store.lock_exclusive()?;
                 let live = self.live_images()?;
