@@ -7,5 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod member;
+pub mod name_server;
 pub mod network;
 pub mod port_mapping;
+pub mod resolv_conf;
