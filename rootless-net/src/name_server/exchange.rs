@@ -9,7 +9,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::rand::{GetRandomFlags, getrandom};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpStream, UdpSocket};
 
 /// Header of a message.
@@ -58,7 +58,12 @@ async fn by_udp(server: SocketAddr, query: &Forwarded) -> io::Result<Vec<u8>> {
     let message = with_random_id(&query.message)?;
     socket.send(&message).await?;
     loop {
-        socket.readable().await?;
+        // An ICMP error makes a socket erroneous, but not readable.
+        let ready = socket.ready(Interest::READABLE | Interest::ERROR).await?;
+        if ready.is_error() {
+            let error = socket.take_error()?;
+            return Err(error.unwrap_or_else(|| io::ErrorKind::ConnectionRefused.into()));
+        }
         let answer = with_datagram_room(|room| match socket.try_recv(room) {
             Ok(length) => {
                 let answers = is_answer(&message[..query.question_end], &room[..length]);
@@ -205,6 +210,23 @@ mod tests {
         ] {
             assert!(!is_answer(QUERY, &bad), "{bad:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_noticed_at_once() {
+        let free = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let server = free.local_addr().unwrap();
+        drop(free);
+        let query = Forwarded {
+            message: QUERY.to_vec(),
+            question_end: QUERY.len(),
+            tcp: false,
+        };
+        // Without the kernel's word it would wait for ever.
+        let hangs = std::time::Duration::from_secs(60);
+        let result = tokio::time::timeout(hangs, exchange(server, &query)).await;
+        let error = result.expect("an error").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     proptest! {

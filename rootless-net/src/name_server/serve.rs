@@ -20,7 +20,7 @@ use super::views::{Asker, Verdict};
 /// Datagrams taken from one socket before the others have their turn.
 const BATCH: usize = 64;
 /// How long a client may take for its next message, from its first byte to its last included.
-const TCP_IDLE: Duration = Duration::from_secs(10);
+const TCP_IDLE: Duration = Duration::from_secs(5);
 /// How long a client may take to read an answer.
 const TCP_WRITE: Duration = Duration::from_secs(5);
 /// Pause while the machine has no descriptor or memory for another connection.
