@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use selkie_storage::remove_tree;
 use selkie_net::uplink;
+use selkie_storage::remove_tree;
 use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
 

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use selkie_net::member::Member;
 use selkie_net::network::{Attachment, DEFAULT_MTU, Kind, MacAddress, Network, Subnet};
+use selkie_net::port_mapping::{PortMapping, Protocol};
 use selkie_net::uplink::{UplinkConfig, connect};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -75,7 +76,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             container: format!("{raw:064x}").chars().rev().collect(),
             names: vec![format!("c{number}")],
             attachments,
-            ports: Vec::new(),
+            ports: vec![PortMapping {
+                host_ip: None,
+                host_port: 8080 + number as u16,
+                container_port: 80,
+                count: 1,
+                protocol: Protocol::Tcp,
+            }],
+            dns_servers: Vec::new(),
         };
         let begin = Instant::now();
         let mut uplink = connect(&config)?;

@@ -8,7 +8,9 @@
 
 pub mod forwarder;
 pub mod member;
+pub mod name_server;
 pub mod netlink;
 pub mod network;
 pub mod port_mapping;
+pub mod resolv_conf;
 pub mod uplink;

@@ -1,5 +1,7 @@
 //! A container as the uplink is told of it.
 
+use std::net::IpAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::network::Attachment;
@@ -16,4 +18,7 @@ pub struct Member {
     pub attachments: Vec<Attachment>,
     /// Its published ports.
     pub ports: Vec<PortMapping>,
+    /// Whom the name server asks for it instead of the host's servers (`--dns`); empty: those.
+    #[serde(default)]
+    pub dns_servers: Vec<IpAddr>,
 }

@@ -56,7 +56,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                 let scope = if address.is_unicast_link_local() || address.is_multicast() {
-                    info.ipi6_ifindex as u32
+                    info.ipi6_ifindex
                 } else {
                     0
                 };

@@ -1,5 +1,7 @@
 //! The process that serves names and published ports: its parent's side.
 
+mod process;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
@@ -10,6 +12,7 @@ use selkie_sys::process_identity::send_signal;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Failure, receive, send};
+use crate::forwarder::PublishError;
 use crate::member::Member;
 use crate::network::Network;
 
@@ -35,6 +38,34 @@ pub(super) enum ServiceRequest {
     },
 }
 
+/// What they answer; also once, by themselves, when they serve or cannot.
+pub(super) type ServiceAnswer = Result<(), ServiceFailure>;
+
+/// Why they could not.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) enum ServiceFailure {
+    /// A port could not be published.
+    Publish(PublishError),
+    /// Anything else.
+    Other(Failure),
+}
+
+impl From<ServiceFailure> for Failure {
+    fn from(failure: ServiceFailure) -> Self {
+        match failure {
+            ServiceFailure::Publish(mut error) => {
+                // They may not look at other processes; the supervisor may.
+                error.look_for_process();
+                Failure {
+                    message: error.to_string(),
+                    hint: None,
+                }
+            }
+            ServiceFailure::Other(failure) => failure,
+        }
+    }
+}
+
 /// The running process.
 #[derive(Debug)]
 pub(super) struct Services {
@@ -54,10 +85,11 @@ impl Services {
             None,
         )
         .attempt(|| "make a channel to the uplink's services")?;
+        let parent = rustix::process::getpid();
         match fork()? {
             Side::Child => {
                 drop(ours);
-                process::run(theirs, uplink, resolv_conf)
+                process::run(theirs, uplink, resolv_conf, parent)
             }
             Side::Parent { pid, pidfd } => Ok(Self {
                 pid: pid.as_raw_nonzero().get(),
@@ -68,15 +100,20 @@ impl Services {
         }
     }
 
+    /// Waits until it serves.
+    pub(super) fn ready(&mut self) -> Result<(), Failure> {
+        self.answer()
+    }
+
     /// Tells it, and waits until it is so.
     pub(super) fn call(&mut self, request: &ServiceRequest) -> Result<(), Failure> {
-        let dead = || Failure {
-            message: "the uplink's services have died".into(),
-            hint: Some("they are being started again: try again".into()),
-        };
         send(self.channel.as_fd(), request, &[]).map_err(|_| dead())?;
-        match receive::<Result<(), Failure>>(&self.channel, &mut self.buffer) {
-            Ok(Some((answer, _))) => answer,
+        self.answer()
+    }
+
+    fn answer(&mut self) -> Result<(), Failure> {
+        match receive::<ServiceAnswer>(&self.channel, &mut self.buffer) {
+            Ok(Some((answer, _))) => answer.map_err(Failure::from),
             Ok(None) | Err(_) => Err(dead()),
         }
     }
@@ -90,6 +127,13 @@ impl Services {
     }
 }
 
+fn dead() -> Failure {
+    Failure {
+        message: "the uplink's services have died".into(),
+        hint: Some("they are being started again: try again".into()),
+    }
+}
+
 impl Drop for Services {
     fn drop(&mut self) {
         // Reads nothing that must be finished, and serves nobody any more.
@@ -98,5 +142,3 @@ impl Drop for Services {
         let _ = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED);
     }
 }
-
-mod process;

@@ -63,8 +63,10 @@ impl Trunk {
         // First, since it takes longest.
         let mut connector = Connector::new(config, anchor)?;
         connector.start(host_default_routes());
+        let mut services =
+            Services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
         namespace::prepare(namespace.as_fd(), &nft)?;
-        let services = Services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
+        services.ready()?;
         let host = host_address::current();
         host_address::translate_to(host, namespace.as_fd(), &nft)?;
         Ok(Self {
@@ -224,11 +226,14 @@ impl Trunk {
     ) -> Vec<String> {
         self.services = None;
         self.services_retry = None;
-        match Services::start(self.namespace.as_fd(), &config.resolv_conf) {
+        let started = Services::start(self.namespace.as_fd(), &config.resolv_conf)
+            .map_err(failure)
+            .and_then(|mut services| services.ready().map(|()| services));
+        match started {
             Ok(services) => self.services = Some(services),
-            Err(error) => {
+            Err(failure) => {
                 self.services_retry = Some(Instant::now() + SERVICES_PAUSE);
-                return vec![error.to_string()];
+                return vec![failure.message];
             }
         }
         // A port that somebody else has taken meanwhile stays lost; its container goes on.
