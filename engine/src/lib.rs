@@ -15,6 +15,7 @@ mod layout;
 mod log_writer;
 pub mod logs;
 mod monitor;
+pub mod network;
 pub mod options;
 mod spec;
 mod state;

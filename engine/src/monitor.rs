@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Engine;
 use crate::attach::{ServerEnd, listen};
-use crate::container::etc_files::EtcFiles;
+use crate::container::etc_files::{EtcFiles, Names, Surroundings};
 use crate::container::merge::{Login, host_name};
 use crate::container::remove::{delete_row, remove_files};
 use crate::container::start::{Launch, record_exit};
@@ -45,7 +45,7 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
-use crate::options::{MountSource, PidMode};
+use crate::options::{MountSource, NetworkMode, PidMode};
 use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
 use crate::uplink::{KeptTie, NetworkPlan, Tie, network_plan};
@@ -247,11 +247,9 @@ impl<'e> Monitor<'e> {
                 host_name: &uname.nodename().to_string_lossy(),
             },
         );
-        let etc = EtcFiles::new(launch.config.options.network, &launch.name, &host)?.write(
-            launch.lock.as_fd(),
-            &launch.lock.path,
-            &launch.maps,
-        )?;
+        let etc =
+            self.etc_files(&host)?
+                .write(launch.lock.as_fd(), &launch.lock.path, &launch.maps)?;
         let spec = spec::build(
             &engine.config,
             &launch.config,
@@ -319,6 +317,27 @@ impl<'e> Monitor<'e> {
             database,
             tie: tie.map(|tie| KeptTie::new(tie, init)),
         })
+    }
+
+    fn etc_files(&self, host_name: &str) -> Result<EtcFiles> {
+        let launch = &self.launch;
+        let options = &launch.config.options;
+        let around = launch
+            .connection
+            .as_ref()
+            .map(Surroundings::of)
+            .unwrap_or_default();
+        let shared = match &options.network {
+            NetworkMode::Container(id) => ContainerId::parse(id),
+            _ => None,
+        };
+        let shared = shared.map(|id| self.engine.config.container_dir(&id).join("etc"));
+        let names = Names {
+            name: &launch.name,
+            host_name,
+            options: &options.names,
+        };
+        EtcFiles::new(&options.network, &around, names, shared.as_deref())
     }
 
     /// Everything that can be done while the container's process is busy with its mounts.

@@ -60,8 +60,8 @@ pub(crate) fn build(
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),
         network: match options.network {
-            NetworkMode::None => Network::Own,
             NetworkMode::Host => Network::Host,
+            _ => Network::Own,
         },
         pid: match options.pid {
             PidMode::Private => PidNamespace::Private,

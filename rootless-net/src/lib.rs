@@ -6,6 +6,7 @@
 //! which address, is the engine's to decide and to remember; this crate makes it so.
 #![warn(missing_docs)]
 
+pub mod address;
 pub mod forwarder;
 pub mod member;
 pub mod name_server;

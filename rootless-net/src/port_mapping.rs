@@ -36,7 +36,8 @@ impl fmt::Display for Protocol {
 pub struct PortMapping {
     /// Address of the host to listen on; `None`: all addresses of both families.
     pub host_ip: Option<IpAddr>,
-    /// First port of the host. Never 0: a free one has been chosen where none was given.
+    /// First port of the host. 0 only in what is asked for: a free one is chosen when the container
+    /// is made.
     pub host_port: u16,
     /// First port of the container.
     pub container_port: u16,
@@ -44,6 +45,23 @@ pub struct PortMapping {
     pub count: u16,
     /// TCP or UDP.
     pub protocol: Protocol,
+}
+
+impl fmt::Display for PortMapping {
+    /// As `ps` shows it: `0.0.0.0:8080->80/tcp`, `[::1]:8000-8002->80-82/udp`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host_ip {
+            None => f.write_str("0.0.0.0")?,
+            Some(IpAddr::V4(address)) => write!(f, "{address}")?,
+            Some(IpAddr::V6(address)) => write!(f, "[{address}]")?,
+        }
+        let range = |first: u16| match self.count {
+            0 | 1 => first.to_string(),
+            count => format!("{first}-{}", u32::from(first) + u32::from(count) - 1),
+        };
+        let (host, container) = (range(self.host_port), range(self.container_port));
+        write!(f, ":{host}->{container}/{}", self.protocol)
+    }
 }
 
 impl PortMapping {
@@ -56,5 +74,30 @@ impl PortMapping {
                 container.saturating_add(offset),
             )
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_shown_as_podman_shows_them() {
+        let mut mapping = PortMapping {
+            host_ip: None,
+            host_port: 8080,
+            container_port: 80,
+            count: 1,
+            protocol: Protocol::Tcp,
+        };
+        assert_eq!(mapping.to_string(), "0.0.0.0:8080->80/tcp");
+        mapping.count = 3;
+        mapping.protocol = Protocol::Udp;
+        mapping.host_ip = Some("::1".parse().unwrap());
+        assert_eq!(mapping.to_string(), "[::1]:8080-8082->80-82/udp");
+        assert_eq!(
+            mapping.pairs().collect::<Vec<_>>(),
+            [(8080, 80), (8081, 81), (8082, 82)]
+        );
     }
 }

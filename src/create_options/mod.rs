@@ -123,6 +123,10 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         ulimits: security::ulimits(&matches.texts("ulimit"))?,
         sysctls: variables::pairs("sysctl", &matches.texts("sysctl"))?,
         network: network(matches.text("network"))?,
+        ports: Vec::new(),
+        publish_all: false,
+        expose: Vec::new(),
+        names: Default::default(),
         pid: pid(matches.text("pid"))?,
         userns: user_namespace::parse(
             matches.text("userns"),
@@ -220,7 +224,8 @@ fn hostname(text: &str) -> Result<String> {
 
 fn network(text: Option<&str>) -> Result<NetworkMode> {
     match text {
-        None | Some("" | "none") => Ok(NetworkMode::None),
+        None => Ok(NetworkMode::default()),
+        Some("" | "none") => Ok(NetworkMode::None),
         Some("host") => Ok(NetworkMode::Host),
         Some(other) => Err(CliError::new(format!(
             "--network {other} is not offered yet: it comes with networks"
