@@ -332,6 +332,25 @@ mod tests {
         assert_eq!(alone, "nameserver 169.254.1.1\n");
     }
 
+    // What Podman 4.3.1 wrote with `--network slirp4netns` on a host with this one server.
+    #[test]
+    fn without_names_given_servers_come_instead_of_the_forwarder() {
+        let slirp = |asked: &DnsOptions| {
+            write("nameserver 192.0.2.1\n", asked, |of| {
+                of.forwarders = vec!["10.0.2.3".parse().unwrap()];
+                of.host_servers = true;
+            })
+        };
+        assert_eq!(
+            slirp(&asked(&[], &["lab"], &["ndots:3"])),
+            "search lab\nnameserver 10.0.2.3\nnameserver 192.0.2.1\noptions ndots:3\n"
+        );
+        assert_eq!(
+            slirp(&asked(&["192.0.2.9", "fd00::9"], &["."], &[])),
+            "nameserver 192.0.2.9\nnameserver fd00::9\n"
+        );
+    }
+
     #[test]
     fn none_leaves_the_image_its_file() {
         let asked = asked(&["none"], &["lab"], &[]);

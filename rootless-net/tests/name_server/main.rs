@@ -25,7 +25,8 @@ struct Site {
     resolv_conf: PathBuf,
     udp: SocketAddr,
     tcp: SocketAddr,
-    udp6: SocketAddr,
+    /// Where the machine has IPv6.
+    udp6: Option<SocketAddr>,
     serving: JoinSet<std::io::Error>,
     _temp: tempfile::TempDir,
 }
@@ -58,21 +59,23 @@ impl Site {
         join("c2", &["db"], &["127.0.1.2"]);
         let server = NameServer::new(views.clone(), HostResolvers::new(&path).on_port(port));
         let udp = UdpSocket::bind("127.0.1.254:0").await.unwrap();
-        let udp6 = UdpSocket::bind("[::1]:0").await.unwrap();
+        let udp6 = UdpSocket::bind("[::1]:0").await.ok();
         let tcp = TcpListener::bind("127.0.1.254:0").await.unwrap();
         let mut site = Self {
             views,
             resolv_conf: path,
             udp: udp.local_addr().unwrap(),
-            udp6: udp6.local_addr().unwrap(),
+            udp6: udp6.as_ref().map(|udp6| udp6.local_addr().unwrap()),
             tcp: tcp.local_addr().unwrap(),
             serving: JoinSet::new(),
             _temp: temp,
         };
         let network = || "front".to_owned();
         site.serving.spawn(server.clone().serve_udp(udp, network()));
-        site.serving
-            .spawn(server.clone().serve_udp(udp6, network()));
+        if let Some(udp6) = udp6 {
+            let serve = server.clone().serve_udp(udp6, network());
+            site.serving.spawn(serve);
+        }
         site.serving.spawn(server.serve_tcp(tcp, network()));
         site
     }
@@ -152,9 +155,14 @@ fn addresses(message: &Message) -> Vec<String> {
 async fn names_by_udp_and_tcp_over_both_families() {
     let site = Site::start("", 53).await;
     assert_eq!(addresses(&site.ask("web").await), ["127.0.1.1"]);
-    let aaaa = build("WEB.front", RecordType::AAAA).to_vec().unwrap();
-    let answer = exchange("::1".parse().unwrap(), site.udp6, &aaaa).await;
-    assert_eq!(addresses(&decode(&answer)), ["::1"]);
+    match site.udp6 {
+        Some(server) => {
+            let aaaa = build("WEB.front", RecordType::AAAA).to_vec().unwrap();
+            let answer = exchange("::1".parse().unwrap(), server, &aaaa).await;
+            assert_eq!(addresses(&decode(&answer)), ["::1"]);
+        }
+        None => eprintln!("SKIPPED over IPv6: this machine has no ::1"),
+    }
 
     // Several on one connection, the second and third sent before the first is answered.
     let mut stream = site.connect(2).await;
@@ -268,6 +276,17 @@ async fn a_slow_server_may_still_answer_first() {
     let site = Site::start("nameserver 127.0.0.1\nnameserver 127.0.0.2\n", slow.port()).await;
     assert_eq!(addresses(&site.ask("example.com").await), ["127.0.0.1"]);
     assert!(!silent.seen().is_empty());
+}
+
+#[tokio::test]
+async fn rotate_begins_with_another_server_each_time() {
+    let one = FakeUpstream::start(1, 0, Manner::Answer).await;
+    let _two = FakeUpstream::start(2, one.port(), Manner::Answer).await;
+    let conf = "options rotate\nnameserver 127.0.0.1\nnameserver 127.0.0.2\n";
+    let site = Site::start(conf, one.port()).await;
+    for expected in ["127.0.0.1", "127.0.0.2", "127.0.0.1"] {
+        assert_eq!(addresses(&site.ask("example.com").await), [expected]);
+    }
 }
 
 #[tokio::test]

@@ -62,6 +62,10 @@ fn a_known_name_without_the_type_is_not_asked_elsewhere() {
 fn one_sees_the_names_of_ones_own_networks_only() {
     let (views, server) = site();
     // c2 is in both networks, c1 in one.
+    assert_eq!(
+        a(&server, "front", "10.89.0.3", "db.back"),
+        is(&["10.89.1.4"])
+    );
     assert_eq!(a(&server, "front", "10.89.0.3", "db"), is(&["10.89.1.4"]));
     assert_eq!(a(&server, "back", "10.89.1.3", "web"), is(&["10.89.0.2"]));
     assert_eq!(a(&server, "front", "10.89.0.2", "db"), FORWARDED);
