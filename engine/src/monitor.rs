@@ -45,10 +45,11 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
+use crate::network::connect;
 use crate::options::{MountSource, NetworkMode, PidMode};
 use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
-use crate::uplink::{KeptTie, NetworkPlan, Tie, network_plan};
+use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
@@ -273,7 +274,7 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
-        let mut tie = match &launch.network {
+        let mut tie = match &launch.connection {
             Some(plan) => Some(Tie::new(engine.config.uplink(), plan.clone())?),
             None => None,
         };
@@ -459,11 +460,11 @@ impl<'e> Monitor<'e> {
 impl Epilogue {
     /// Ties the container to the uplink again, as its row says now.
     fn renew_tie(&self, tie: &mut KeptTie, init: BorrowedFd<'_>) {
-        let plan = || -> Result<Option<NetworkPlan>> {
-            let database = Database::open(&self.paths.data_dir)?;
-            network_plan(&database, &self.id)
+        let on_record = || {
+            Database::open(&self.paths.data_dir)?
+                .read(|database| connect::on_record(database, &self.id))
         };
-        tie.renew(&self.paths.uplink(), plan, init);
+        tie.renew(&self.paths.uplink(), on_record, init);
         selkie_sys::slim::trim_heap();
     }
 

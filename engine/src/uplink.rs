@@ -8,12 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
-use selkie_net::member::Member;
-use selkie_net::network::Network;
 use selkie_net::uplink::{self, Uplink, UplinkConfig, UplinkError};
 
 use crate::EngineConfig;
 use crate::error::Result;
+use crate::network::connect::Connection;
 
 /// How often a supervisor may vanish under a request before that is an error.
 const ATTEMPTS: usize = 3;
@@ -23,13 +22,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Below the data directory, since what is there must be found as long as containers run.
 const DIRECTORY: &str = "uplink";
-
-/// What a container is to be connected to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct NetworkPlan {
-    pub member: Member,
-    pub networks: Vec<Network>,
-}
 
 impl EngineConfig {
     /// Where this login's uplinks live.
@@ -46,13 +38,13 @@ impl EngineConfig {
 #[derive(Debug)]
 pub(crate) struct Tie {
     config: UplinkConfig,
-    plan: NetworkPlan,
+    plan: Connection,
     uplink: Uplink,
 }
 
 impl Tie {
     /// Finds or starts the uplink.
-    pub(crate) fn new(config: UplinkConfig, plan: NetworkPlan) -> Result<Self> {
+    pub(crate) fn new(config: UplinkConfig, plan: Connection) -> Result<Self> {
         let uplink = uplink::connect(&config)?;
         Ok(Self {
             config,
@@ -68,7 +60,7 @@ impl Tie {
         init: BorrowedFd<'_>,
     ) -> std::result::Result<(), UplinkError> {
         for _ in 0..ATTEMPTS {
-            let NetworkPlan { member, networks } = &self.plan;
+            let Connection { member, networks } = &self.plan;
             match self.uplink.begin_attach(member, networks, namespace, init) {
                 Err(UplinkError::Lost) => self.uplink = uplink::connect(&self.config)?,
                 other => return other,
@@ -97,16 +89,21 @@ impl Tie {
 /// Finds or starts the uplink and connects the running container whose init is `pid`.
 pub(crate) fn attach(
     config: &UplinkConfig,
-    plan: &NetworkPlan,
+    plan: &Connection,
     pid: i32,
-    init: BorrowedFd<'_>,
+    init: impl AsFd,
 ) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
     let path = format!("/proc/{pid}/ns/net");
     let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|errno| selkie_sys::SysError::new(format!("open {path}"), errno))?;
     for _ in 0..ATTEMPTS {
         let mut uplink = uplink::connect(config)?;
-        match uplink.attach(&plan.member, &plan.networks, namespace.as_fd(), init) {
+        match uplink.attach(
+            &plan.member,
+            &plan.networks,
+            namespace.as_fd(),
+            init.as_fd(),
+        ) {
             Err(UplinkError::Lost) => {}
             Ok(warnings) => return Ok((uplink, warnings)),
             Err(error) => return Err(error),
@@ -161,7 +158,7 @@ impl KeptTie {
     pub(crate) fn renew(
         &mut self,
         config: &UplinkConfig,
-        plan: impl FnOnce() -> Result<Option<NetworkPlan>>,
+        plan: impl FnOnce() -> Result<Option<Connection>>,
         init: BorrowedFd<'_>,
     ) {
         let renewed = plan().and_then(|plan| match plan {
@@ -176,12 +173,4 @@ impl KeptTie {
             Err(_) => TieState::Lost(Instant::now() + PAUSE),
         };
     }
-}
-
-/// What the container is to be connected to, as its row says now.
-pub(crate) fn network_plan(
-    _database: &crate::database::Database,
-    _id: &crate::container::ContainerId,
-) -> Result<Option<NetworkPlan>> {
-    Ok(None)
 }

@@ -24,7 +24,6 @@ use crate::monitor::{Monitor, StartReport};
 use crate::network::connect::{self, Connection, Who};
 use crate::options::RootSource;
 use crate::state::{self, Observed, observe};
-use crate::uplink::NetworkPlan;
 use crate::volume;
 
 /// How long a start waits for whoever holds the container's lock while it does not run: a monitor
@@ -47,8 +46,6 @@ pub(crate) struct Launch {
     pub lock: LockedContainer,
     /// It goes away with the end of this run.
     pub disposable: bool,
-    /// What to connect it to, if anything.
-    pub network: Option<NetworkPlan>,
 }
 
 /// What a container that does not run is prepared for.
@@ -83,7 +80,6 @@ impl Engine {
             maps: created.maps,
             connection: created.connection,
             lock: created.lock,
-            network: None,
         };
         let names = volume::mounted_names(&launch.config.options.mounts);
         if !names.is_empty() {
@@ -246,7 +242,6 @@ impl Engine {
             connection,
             lock,
             disposable,
-            network: None,
         })
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use rusqlite::{OptionalExtension, Transaction};
+use rusqlite::{Connection as Database, OptionalExtension, Transaction};
 use selkie_net::address;
 use selkie_net::member::Member;
 use selkie_net::network::{Attachment, DEFAULT_NETWORK, InterfaceName, Network};
@@ -24,7 +24,7 @@ use crate::container::{Container, ContainerConfig, ContainerId, Status};
 use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
-use crate::options::{CreateOptions, NetworkMode, NetworkRequest};
+use crate::options::{CreateOptions, DnsServers, NetworkMode, NetworkRequest};
 use crate::state::{Observed, observe};
 
 /// How long a change waits for whoever holds a container's lock while it does not run.
@@ -254,6 +254,10 @@ impl Who<'_> {
             names,
             attachments,
             ports: self.options.ports.clone(),
+            dns_servers: match &self.options.names.dns_servers {
+                DnsServers::These(servers) => servers.clone(),
+                DnsServers::OfNetworks | DnsServers::ImagesOwn => Vec::new(),
+            },
         }
     }
 }
@@ -297,33 +301,80 @@ fn attachment(
     })
 }
 
+/// What is on record of a running container's places: `None` for one that is in no networks because
+/// it has another `--network` mode.
+///
+/// # Errors
+/// `NotFound`; the database cannot be read.
+pub(crate) fn on_record(database: &Database, id: &ContainerId) -> Result<Option<Connection>> {
+    let (name, config) = stored(database, id)?;
+    let NetworkMode::Networks(requests) = &config.options.network else {
+        return Ok(None);
+    };
+    let mut networks = Vec::new();
+    let mut attachments = Vec::new();
+    for place in places(database, id, requests, true)? {
+        attachments.extend(place.attachment);
+        networks.push(place.network);
+    }
+    let who = Who {
+        id,
+        name: &name,
+        options: &config.options,
+    };
+    Ok(Some(Connection {
+        member: who.member(attachments),
+        networks,
+    }))
+}
+
+fn places(
+    database: &Database,
+    id: &ContainerId,
+    requests: &[NetworkRequest],
+    with_addresses: bool,
+) -> Result<Vec<ContainerNetwork>> {
+    let held = if with_addresses {
+        lease::held(database, id)?
+    } else {
+        Vec::new()
+    };
+    requests
+        .iter()
+        .map(|request| {
+            let network = find(database, &request.name)?.definition;
+            let addresses: Vec<IpAddr> = network
+                .subnets
+                .iter()
+                .filter_map(|subnet| {
+                    held.iter().find_map(|(name, address)| {
+                        (*name == network.name && subnet.subnet.contains(address))
+                            .then_some(*address)
+                    })
+                })
+                .collect();
+            let attachment = if addresses.is_empty() {
+                None
+            } else {
+                Some(attachment(id, &network, request, &addresses)?)
+            };
+            Ok(ContainerNetwork {
+                network,
+                request: request.clone(),
+                attachment,
+            })
+        })
+        .collect()
+}
+
 impl Engine {
     /// What the uplink must be told of a container: `None` for one that is in no networks because it
     /// has another `--network` mode.
     ///
     /// # Errors
     /// `NotFound`; the database cannot be read.
-    #[allow(dead_code, reason = "the uplink asks for it when it is started anew")]
     pub(crate) fn connection(&self, id: &ContainerId) -> Result<Option<Connection>> {
-        let container = self.container(id)?;
-        let NetworkMode::Networks(requests) = &container.config.options.network else {
-            return Ok(None);
-        };
-        let mut networks = Vec::new();
-        let mut attachments = Vec::new();
-        for place in self.places(id, requests, true)? {
-            attachments.extend(place.attachment);
-            networks.push(place.network);
-        }
-        let who = Who {
-            id,
-            name: &container.name,
-            options: &container.config.options,
-        };
-        Ok(Some(Connection {
-            member: who.member(attachments),
-            networks,
-        }))
+        self.database.read(|database| on_record(database, id))
     }
 
     /// A container's networks, with its addresses in them while it runs.
@@ -348,39 +399,8 @@ impl Engine {
         if requests.is_empty() {
             return Ok(Vec::new());
         }
-        self.database.read(|connection| {
-            let held = if with_addresses {
-                lease::held(connection, id)?
-            } else {
-                Vec::new()
-            };
-            requests
-                .iter()
-                .map(|request| {
-                    let network = find(connection, &request.name)?.definition;
-                    let addresses: Vec<IpAddr> = network
-                        .subnets
-                        .iter()
-                        .filter_map(|subnet| {
-                            held.iter().find_map(|(name, address)| {
-                                (*name == network.name && subnet.subnet.contains(address))
-                                    .then_some(*address)
-                            })
-                        })
-                        .collect();
-                    let attachment = if addresses.is_empty() {
-                        None
-                    } else {
-                        Some(attachment(id, &network, request, &addresses)?)
-                    };
-                    Ok(ContainerNetwork {
-                        network,
-                        request: request.clone(),
-                        attachment,
-                    })
-                })
-                .collect()
-        })
+        self.database
+            .read(|database| places(database, id, requests, with_addresses))
     }
 
     /// Puts a container into a network; at once when it runs.
@@ -642,8 +662,8 @@ fn already_connected(id: &ContainerId, network: &str) -> Error {
 }
 
 /// A container's name and configuration.
-fn stored(transaction: &Transaction<'_>, id: &ContainerId) -> Result<(String, ContainerConfig)> {
-    let (name, json): (String, String) = transaction
+fn stored(database: &Database, id: &ContainerId) -> Result<(String, ContainerConfig)> {
+    let (name, json): (String, String) = database
         .query_row(
             "SELECT name, config FROM container WHERE id = ?1",
             [id.as_str()],

@@ -104,6 +104,20 @@ impl Uplink {
         self.finish().map(drop)
     }
 
+    /// Has the name server of a network that is in use go by its changed definition.
+    ///
+    /// # Errors
+    /// The services do not run.
+    pub fn change_network(&mut self, network: &Network) -> Result<(), UplinkError> {
+        self.send(
+            &Request::ChangeNetwork {
+                network: network.clone(),
+            },
+            &[],
+        )?;
+        self.finish().map(drop)
+    }
+
     /// Removes the bridge of a network nobody is in.
     ///
     /// # Errors

@@ -31,6 +31,11 @@ pub enum Request {
         /// Its ID.
         container: String,
     },
+    /// A network's definition has changed in what its name server goes by.
+    ChangeNetwork {
+        /// As it is now.
+        network: Network,
+    },
     /// Removes a network's bridge.
     RemoveNetwork {
         /// The network.

@@ -31,6 +31,11 @@ pub(super) enum ServiceRequest {
         /// Its ID.
         container: String,
     },
+    /// A network's definition has changed.
+    ChangeNetwork {
+        /// As it is now.
+        network: Network,
+    },
     /// A network is no more.
     RemoveNetwork {
         /// Its name.

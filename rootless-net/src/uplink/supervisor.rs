@@ -349,6 +349,7 @@ impl Supervisor {
                 ))),
             },
             Request::Detach { container } => self.detach(&container),
+            Request::ChangeNetwork { network } => self.change_network(network),
             Request::RemoveNetwork { network } => self.remove_network(&network),
             Request::Status => return Reply::Status(self.status()),
         };
@@ -420,6 +421,24 @@ impl Supervisor {
         let _ = epoll::delete(&self.epoll, &connected.pidfd);
         if let Some(trunk) = &mut self.trunk {
             trunk.forget(container, &connected.networks);
+        }
+    }
+
+    fn change_network(&mut self, network: Network) -> Result<(), Failure> {
+        let mut is_used = false;
+        for connected in self.containers.values_mut() {
+            for known in connected
+                .networks
+                .iter_mut()
+                .filter(|n| n.name == network.name)
+            {
+                known.clone_from(&network);
+                is_used = true;
+            }
+        }
+        match &mut self.trunk {
+            Some(trunk) if is_used => trunk.change_network(network),
+            _ => Ok(()),
         }
     }
 

@@ -174,6 +174,14 @@ impl Trunk {
         Ok(())
     }
 
+    pub(super) fn change_network(&mut self, network: Network) -> Result<(), Failure> {
+        match &mut self.services {
+            Some(services) => services.call(&ServiceRequest::ChangeNetwork { network }),
+            // Their successors are told what is then.
+            None => Ok(()),
+        }
+    }
+
     pub(super) fn remove_network(&mut self, network: &Network) -> Result<(), Failure> {
         self.tell_services(&ServiceRequest::RemoveNetwork {
             name: network.name.clone(),

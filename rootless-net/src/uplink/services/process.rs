@@ -171,6 +171,10 @@ impl ServicesInside {
                 self.forwarder.unpublish(&container).await;
                 Ok(())
             }
+            ServiceRequest::ChangeNetwork { network } => self
+                .serve_names(&network)
+                .await
+                .map_err(|error| ServiceFailure::Other(failure(error))),
             ServiceRequest::RemoveNetwork { name } => {
                 self.networks.remove(&name);
                 self.views.remove_network(&name);
