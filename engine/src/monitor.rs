@@ -20,10 +20,11 @@
 
 mod relay;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
+use selkie_runtime::default_spec::Network;
 use selkie_runtime::launch::{
     ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
 };
@@ -47,7 +48,7 @@ use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
 use crate::network::connect;
 use crate::options::{MountSource, NetworkMode, PidMode};
-use crate::state::{self, RunState, boot_id, now};
+use crate::state::{self, Observed, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
 use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
@@ -251,6 +252,8 @@ impl<'e> Monitor<'e> {
         let etc =
             self.etc_files(&host)?
                 .write(launch.lock.as_fd(), &launch.lock.path, &launch.maps)?;
+        // Open for as long as the runtime may need it.
+        let (network, _shared) = self.network()?;
         let spec = spec::build(
             &engine.config,
             &launch.config,
@@ -258,6 +261,7 @@ impl<'e> Monitor<'e> {
             &launch.maps,
             &engine.pause.host_maps,
             &etc,
+            network,
         )?;
         let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
@@ -318,6 +322,43 @@ impl<'e> Monitor<'e> {
             database,
             tie: tie.map(|tie| KeptTie::new(tie, init)),
         })
+    }
+
+    /// The network namespace, and where it is another container's, what keeps its path valid.
+    fn network(&self) -> Result<(Network, Option<OwnedFd>)> {
+        match &self.launch.config.options.network {
+            NetworkMode::Host => Ok((Network::Host, None)),
+            NetworkMode::Namespace(path) => Ok((Network::Existing(path.clone()), None)),
+            NetworkMode::Container(id) => {
+                let namespace = self.network_of(id)?;
+                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+                Ok((Network::Existing(path.into()), Some(namespace)))
+            }
+            _ => Ok((Network::Own, None)),
+        }
+    }
+
+    fn network_of(&self, id: &str) -> Result<OwnedFd> {
+        let attempt = || format!("share the network of container {id}");
+        let not_running = || {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{}: it does not run", attempt()),
+            )
+            .with_hint(format!("selkie start {}", &id[..id.len().min(12)]))
+        };
+        let other = ContainerId::parse(id).ok_or_else(not_running)?;
+        let Observed::Running(state) = self.engine.observe(&other)? else {
+            return Err(not_running());
+        };
+        let path = format!("/proc/{}/ns/net", state.init.pid);
+        let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::machine(format!("{}: open {path}", attempt()), errno))?;
+        // Now it is pinned, so what it belongs to cannot change any more.
+        if !state.init.is_running() {
+            return Err(not_running());
+        }
+        Ok(namespace)
     }
 
     fn etc_files(&self, host_name: &str) -> Result<EtcFiles> {
