@@ -320,7 +320,7 @@ impl DefaultSpec {
         linux
             .set_uid_mappings(Some(id_mappings(&self.uid_maps)))
             .set_gid_mappings(Some(id_mappings(&self.gid_maps)))
-            .set_sysctl(Some(self.sysctls.into_iter().collect::<HashMap<_, _>>()))
+            .set_sysctl(Some(sysctls(self.sysctls, &self.network, self.pid)))
             .set_resources(None)
             .set_namespaces(Some(namespaces(&self.network, self.pid)))
             .set_masked_paths(Some(masked))
@@ -453,6 +453,25 @@ fn id_mappings(maps: &[(u32, u32, u32)]) -> Vec<LinuxIdMapping> {
             .expect("every field is set")
     };
     maps.iter().map(mapping).collect()
+}
+
+/// What was asked for, and in a network namespace of its own Podman's default: group 0 may ping, since
+/// raw sockets need a capability that containers do not have. Only through a `/proc` of its own, which
+/// a container in the host's PID namespace has not.
+fn sysctls(
+    asked: BTreeMap<String, String>,
+    network: &Network,
+    pid: PidNamespace,
+) -> HashMap<String, String> {
+    const PING: &str = "net.ipv4.ping_group_range";
+    let mut sysctls: HashMap<String, String> = asked.into_iter().collect();
+    if *network == Network::Own && pid == PidNamespace::Private {
+        let spelled_otherwise = PING.replace('.', "/");
+        if !sysctls.contains_key(&spelled_otherwise) {
+            sysctls.entry(PING.into()).or_insert_with(|| "0 0".into());
+        }
+    }
+    sysctls
 }
 
 fn namespaces(network: &Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
