@@ -188,7 +188,9 @@ pub fn who(address: &str, port: u16) -> String {
         Ok(stream) => stream,
         Err(error) => return error.kind().to_string(),
     };
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(2)))
+        .unwrap();
     if let Err(error) = stream.write_all(b"who") {
         return error.kind().to_string();
     }
