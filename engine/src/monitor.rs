@@ -364,11 +364,10 @@ impl<'e> Monitor<'e> {
     fn etc_files(&self, host_name: &str) -> Result<EtcFiles> {
         let launch = &self.launch;
         let options = &launch.config.options;
-        let around = launch
-            .connection
-            .as_ref()
-            .map(Surroundings::of)
-            .unwrap_or_default();
+        let around = launch.connection.as_ref().map_or_else(
+            || Surroundings::of_own_uplink(&options.network),
+            Surroundings::of,
+        );
         let shared = match &options.network {
             NetworkMode::Container(id) => ContainerId::parse(id),
             _ => None,

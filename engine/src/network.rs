@@ -32,6 +32,7 @@ use crate::options::{NetworkMode, NetworkRequest};
 
 pub use connect::ContainerNetwork;
 pub use create::NetworkOptions;
+pub use ports::choose_port;
 pub use selkie_net::address::{SubnetRequest, range_of};
 pub use selkie_net::network::{Attachment, Kind, Network, Subnet};
 

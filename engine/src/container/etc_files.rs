@@ -4,7 +4,7 @@
 //! `/etc/hosts` begins with what the caller adds and with the host's own file; the names a container
 //! gets by itself (`localhost`, the host's, its own) follow where those before have not taken them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,9 @@ use crate::options::{DnsServers, NameOptions, NetworkMode};
 
 /// Names of the host in every container that reaches it.
 const HOST_NAMES: [&str; 2] = ["host.containers.internal", "host.docker.internal"];
+
+/// Where a `pasta` of a container's own answers for name servers (`--dns-forward`).
+const PASTA_NAME_SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// What the files say; `None` leaves the image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +65,39 @@ impl Surroundings {
                 .map(|subnet| subnet.gateway)
                 .collect(),
             host: leads_out.then_some(IpAddr::V4(HOST_ADDRESS)),
+        }
+    }
+}
+
+/// The addresses of `slirp4netns` in its network: the container, the name server, the host.
+const SLIRP_HOSTS: (u32, u32, u32) = (100, 3, 2);
+
+impl Surroundings {
+    /// Of a container with an uplink of its own; nothing is known of other modes.
+    pub(crate) fn of_own_uplink(network: &NetworkMode) -> Self {
+        match network {
+            // Its address is the host's own, which is known only once it runs.
+            NetworkMode::Pasta(_) => Self {
+                addresses: Vec::new(),
+                name_servers: vec![IpAddr::V4(PASTA_NAME_SERVER)],
+                host: Some(IpAddr::V4(HOST_ADDRESS)),
+            },
+            NetworkMode::Slirp4netns(options) => {
+                let base = options
+                    .iter()
+                    .filter_map(|option| option.strip_prefix("cidr="))
+                    .filter_map(|cidr| cidr.parse::<ipnet::Ipv4Net>().ok())
+                    .next_back()
+                    .map_or(Ipv4Addr::new(10, 0, 2, 0), |net| net.network());
+                let at = |host: u32| IpAddr::V4(Ipv4Addr::from(u32::from(base) | host));
+                let (own, name_server, host) = SLIRP_HOSTS;
+                Self {
+                    addresses: vec![at(own)],
+                    name_servers: vec![at(name_server)],
+                    host: Some(at(host)),
+                }
+            }
+            _ => Self::default(),
         }
     }
 }
@@ -201,8 +237,8 @@ fn hosts(base: &str, network: &NetworkMode, around: &Surroundings, names: Names<
     } = names;
     let mut text = String::new();
     for extra in &names.options.extra_hosts {
-        // Without a host to reach there is none to name.
-        if let Some(address) = extra.address.or(around.host) {
+        // Without a way to the host it is refused when the container is made.
+        if let Some(address) = extra.address.or_else(|| host_gateway(network, around)) {
             text.push_str(&format!("{address}\t{}\n", extra.names.join(" ")));
         }
     }
@@ -256,6 +292,15 @@ fn hosts(base: &str, network: &NetworkMode, around: &Surroundings, names: Names<
         }
     }
     text
+}
+
+/// The host as `--add-host NAME:host-gateway` means it.
+fn host_gateway(network: &NetworkMode, around: &Surroundings) -> Option<IpAddr> {
+    around.host.or(match network {
+        NetworkMode::Host => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        NetworkMode::Networks(_) => Some(IpAddr::V4(HOST_ADDRESS)),
+        _ => None,
+    })
 }
 
 /// The words of a line of `/etc/hosts`, without its comment.

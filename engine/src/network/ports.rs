@@ -139,6 +139,38 @@ fn clash(a: &PortMapping, b: &PortMapping) -> bool {
         && u32::from(b.host_port) < end(a)
 }
 
+/// The first free port of `among` ports from `mapping`'s host port on, none of which `taken` have.
+///
+/// # Errors
+/// `Conflict`: all are in use.
+pub fn choose_port(mapping: &PortMapping, among: u16, taken: &[PortMapping]) -> Result<u16> {
+    let mut failure = None;
+    for offset in 0..among {
+        let Some(port) = mapping.host_port.checked_add(offset) else {
+            break;
+        };
+        let candidate = PortMapping {
+            host_port: port,
+            ..mapping.clone()
+        };
+        if taken.iter().any(|other| clash(other, &candidate)) {
+            continue;
+        }
+        match reserve(&candidate, taken) {
+            Ok(_) => return Ok(port),
+            Err(error) => failure = Some(error),
+        }
+    }
+    let cause = failure.map_or_else(String::new, |error| format!(": {error}"));
+    Err(Error::new(
+        ErrorKind::Conflict,
+        format!(
+            "none of the {among} host ports from {} on is free for container port {}/{}{cause}",
+            mapping.host_port, mapping.container_port, mapping.protocol
+        ),
+    ))
+}
+
 /// A socket that keeps a port.
 #[allow(dead_code, reason = "held, not used")]
 enum Reserved {
@@ -170,19 +202,23 @@ fn choose(mapping: &PortMapping, all: &[PortMapping], reserved: &mut Vec<Reserve
     .with_hint("name a host address of this machine and ports that are free: -p ADDRESS:PORT:PORT"))
 }
 
-/// Reserves `count` ports in a row, beginning where the kernel likes.
+/// Reserves `count` ports in a row from the mapping's host port on, or from where the kernel likes.
 fn reserve(mapping: &PortMapping, all: &[PortMapping]) -> std::io::Result<(u16, Vec<Reserved>)> {
     let in_use = || std::io::Error::from(std::io::ErrorKind::AddrInUse);
     // A socket on all IPv6 addresses holds the port of both families.
     let anywhere = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let (address, (socket, first)) = match mapping.host_ip {
-        Some(address) => (address, bind(mapping.protocol, address, 0)?),
-        None => match bind(mapping.protocol, anywhere, 0) {
+        Some(address) => (address, bind(mapping.protocol, address, mapping.host_port)?),
+        None => match bind(mapping.protocol, anywhere, mapping.host_port) {
             Ok(bound) => (anywhere, bound),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => return Err(error),
             // A kernel without IPv6.
             Err(_) => {
                 let anywhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-                (anywhere, bind(mapping.protocol, anywhere, 0)?)
+                (
+                    anywhere,
+                    bind(mapping.protocol, anywhere, mapping.host_port)?,
+                )
             }
         },
     };

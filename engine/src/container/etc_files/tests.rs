@@ -181,3 +181,25 @@ fn a_link_planted_in_place_of_a_file_is_not_followed() {
     assert!(change_hosts_file(temp.path(), &[], &[], &[]).is_err());
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "mine");
 }
+
+#[test]
+fn a_slirp4netns_of_its_own_numbers_by_its_network() {
+    let around = |options: &[&str]| {
+        let options = options.iter().map(|text| (*text).to_owned()).collect();
+        Surroundings::of_own_uplink(&NetworkMode::Slirp4netns(options))
+    };
+    assert_eq!(around(&[]).addresses[0].to_string(), "10.0.2.100");
+    assert_eq!(
+        around(&["mtu=1500", "cidr=192.168.7.0/24"]).name_servers[0].to_string(),
+        "192.168.7.3"
+    );
+}
+
+#[test]
+fn the_host_has_an_address_by_the_mode() {
+    let nowhere = Surroundings::default();
+    let gateway = |mode: &NetworkMode| host_gateway(mode, &nowhere).map(|a| a.to_string());
+    assert_eq!(gateway(&NetworkMode::Host).unwrap(), "127.0.0.1");
+    assert_eq!(gateway(&NetworkMode::default()).unwrap(), "169.254.1.2");
+    assert_eq!(gateway(&NetworkMode::None), None);
+}
