@@ -56,7 +56,7 @@ pub(super) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
             ControlMessageOwned::Ipv6PacketInfo(info) => {
                 let address = Ipv6Addr::from(info.ipi6_addr.s6_addr);
                 let scope = if address.is_unicast_link_local() || address.is_multicast() {
-                    info.ipi6_ifindex as u32
+                    info.ipi6_ifindex
                 } else {
                     0
                 };
@@ -99,7 +99,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, datagram: &[u8], ends: &Ends) -> io::
                 ipi6_addr: in6_addr {
                     s6_addr: address.octets(),
                 },
-                ipi6_ifindex: scope as _,
+                ipi6_ifindex: scope,
             };
             ControlMessage::Ipv6PacketInfo(&v6)
         }
