@@ -17,6 +17,9 @@
 //! ip [-6] route add local default dev lo table 100
 //! ```
 //!
+//! Some rule there must use connection tracking (`ct`), which makes the kernel put fragments together
+//! before the first of these rules; only the first fragment of a datagram would match it otherwise.
+//!
 //! A client whose address would lead the answers elsewhere (the host's loopback, link-local ones, the
 //! container's own subnet, the other family) is shown with the address of the gateway instead.
 //!

@@ -99,7 +99,7 @@ pub(super) fn send(socket: BorrowedFd<'_>, datagram: &[u8], ends: &Ends) -> io::
                 ipi6_addr: in6_addr {
                     s6_addr: address.octets(),
                 },
-                ipi6_ifindex: scope as _,
+                ipi6_ifindex: scope,
             };
             ControlMessage::Ipv6PacketInfo(&v6)
         }

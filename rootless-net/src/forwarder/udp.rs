@@ -14,6 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::task::{AbortHandle, JoinSet};
@@ -223,11 +225,12 @@ impl Flow {
     fn pass(&self, datagram: &[u8]) {
         self.activity.touch();
         for _ in 0..2 {
-            match self.socket.try_send(datagram) {
+            // Not through tokio, which does not know yet of a new socket that it can be written to.
+            match rustix::net::send(&self.socket, datagram, SendFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::AGAIN) => return,
                 // Not of this datagram: an earlier one met a closed port, or a router's objection.
                 // The kernel tells that first, and sends nothing.
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {}
-                _ => return,
+                Err(_) => {}
             }
         }
     }
