@@ -88,7 +88,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let begin = Instant::now();
         let mut uplink = connect(&config)?;
         let connected = begin.elapsed();
-        let warnings = uplink.attach(&member, &networks, namespace.as_fd(), pidfd.as_fd())?;
+        let warnings = uplink.attach(&member, &networks, None, namespace.as_fd(), pidfd.as_fd())?;
         println!(
             "{pid}: connect {connected:?}, in all {:?} {warnings:?}",
             begin.elapsed()

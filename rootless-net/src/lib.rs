@@ -8,6 +8,7 @@
 
 pub mod address;
 pub mod forwarder;
+mod host_address;
 pub mod member;
 pub mod name_server;
 pub mod netlink;
@@ -19,3 +20,5 @@ pub mod resolv_conf;
 pub mod slirp4netns;
 pub mod uplink;
 pub mod user_mode;
+
+pub use host_address::host_address;

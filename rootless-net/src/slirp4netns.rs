@@ -46,7 +46,7 @@ pub struct Addresses {
     pub host: Option<IpAddr>,
 }
 
-/// Starts it and returns at once. The caller must have one thread. Once it is ready, published ports
+/// Starts it and returns at once; `interface` is what it makes in the namespace. The caller must have one thread. Once it is ready, published ports
 /// are set up through `api_socket` ([`api::publish`]); only needed for that, and its directory must
 /// be the caller's own.
 ///
@@ -57,6 +57,7 @@ pub fn start(
     options: &Options,
     limits: Limits,
     api_socket: Option<&Path>,
+    interface: &str,
     around: &Surroundings<'_>,
 ) -> SysResult<Process> {
     let mut arguments: Vec<OsString> = [
@@ -72,7 +73,7 @@ pub fn start(
         arguments.push("--api-socket".into());
         arguments.push(socket.into());
     }
-    arguments.extend(["/proc/self/fd/0", "tap0"].map(OsString::from));
+    arguments.extend(["/proc/self/fd/0", interface].map(OsString::from));
     let launch = Launch {
         program: &program.path,
         arguments,

@@ -48,6 +48,7 @@ use selkie_sys::errno::SysResult;
 use selkie_sys::namespace::NamespaceKey;
 
 pub use client::{Uplink, UplinkError};
+pub use connector::{Dedicated, known_features};
 pub use protocol::{Failure, Status};
 
 /// Where an uplink lives and what it is made with.

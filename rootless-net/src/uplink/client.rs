@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
+use super::connector::Dedicated;
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
 use super::{UplinkConfig, namespace, supervisor};
 use crate::member::Member;
@@ -44,7 +45,8 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Connects a container as `member` says; where it is connected already, changes what differs.
+    /// Connects a container as `member` says; where it is connected already, changes what differs. Instead of
+    /// places in networks it may have a connector of its own, `dedicated`.
     /// `network_namespace` is the container's, `init` a pidfd. Gives warnings to be shown once.
     ///
     /// # Errors
@@ -53,10 +55,11 @@ impl Uplink {
         &mut self,
         member: &Member,
         networks: &[Network],
+        dedicated: Option<&Dedicated>,
         network_namespace: BorrowedFd<'_>,
         init: BorrowedFd<'_>,
     ) -> Result<Vec<String>, UplinkError> {
-        self.begin_attach(member, networks, network_namespace, init)?;
+        self.begin_attach(member, networks, dedicated, network_namespace, init)?;
         self.finish()
     }
 
@@ -68,12 +71,14 @@ impl Uplink {
         &mut self,
         member: &Member,
         networks: &[Network],
+        dedicated: Option<&Dedicated>,
         network_namespace: BorrowedFd<'_>,
         init: BorrowedFd<'_>,
     ) -> Result<(), UplinkError> {
         let request = Request::Attach {
             member: member.clone(),
             networks: networks.to_vec(),
+            dedicated: dedicated.cloned(),
         };
         self.send(&request, &[network_namespace, init])
     }

@@ -1,43 +1,76 @@
-//! The program that carries packets between the uplink and the host: pasta, or slirp4netns where there
-//! is no pasta.
+//! The program that carries packets between a network namespace and the host's: pasta, or slirp4netns.
 //!
-//! It runs as the supervisor's child and dies with it. That it is ready shows in the uplink: the
-//! default route it makes there. When it dies after it was ready it is started again at once, else after
-//! a pause that grows, and whenever the host's routes change: an offline host has no use for one, and
-//! some versions refuse to start there.
+//! It runs as the supervisor's child and dies with it. When it dies after it was ready it is started
+//! again at once, else after a pause that grows, and whenever the host's routes change.
+//!
+//! The uplink has one; a container with a `--network pasta` or `slirp4netns` of its own another
+//! ([`Dedicated`]), which ends with the container.
 
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use selkie_sys::SysResult;
+use selkie_sys::errno::Attempt;
+use serde::{Deserialize, Serialize};
 
 use super::UplinkConfig;
 use super::namespace::UPLINK_INTERFACE;
 use super::protocol::Failure;
+use crate::network::{DEFAULT_MTU, InterfaceName};
+use crate::pasta::{self, Features, Template};
+use crate::port_mapping::PortMapping;
+use crate::program::Program;
+use crate::slirp4netns;
+use crate::user_mode::{self, Lifetime, Process, Surroundings};
 
 /// First pause after a start that failed; doubled each time up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Most that is kept of what the program says.
-const MAX_WORDS: u64 = 4096;
+/// What slirp4netns makes in a container of its own, as under Podman.
+const DEDICATED_INTERFACE: &str = "tap0";
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Below the uplinks' directory: what was found out about the installed pasta.
+const FEATURES_FILE: &str = "pasta-features.json";
+
+/// A program of a container's own, planned by whoever starts the container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Dedicated {
+    /// `pasta` with arguments of [`pasta::dedicated`].
+    Pasta {
+        /// The program.
+        program: PathBuf,
+        /// The arguments.
+        arguments: Vec<String>,
+    },
+    /// `slirp4netns`.
+    Slirp4netns {
+        /// The program.
+        program: PathBuf,
+        /// What follows the colon of `--network slirp4netns:`.
+        options: String,
+        /// Published through its API.
+        ports: Vec<PortMapping>,
+    },
+}
+
+#[derive(Debug)]
 enum Kind {
-    Pasta,
-    Slirp4netns,
+    UplinkPasta(Program, Features),
+    UplinkSlirp4netns(Program),
+    /// And a private directory for its API socket.
+    Dedicated(Dedicated, PathBuf),
 }
 
 #[derive(Debug)]
 enum State {
-    /// Runs, and has not made its route yet.
-    Starting,
-    /// Ready.
-    Up,
+    /// Runs, and is not ready yet.
+    Starting(Process),
+    Up(Process),
     /// Does not run: its last words.
     Down(String),
 }
@@ -46,166 +79,215 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Connector {
     kind: Kind,
-    program: PathBuf,
-    anchor: PathBuf,
-    child: Option<(Child, OwnedFd)>,
+    namespace: OwnedFd,
     state: State,
-    /// The host's default routes when it was started, per family.
-    routes: (bool, bool),
+    /// IPv6 works, or will never.
+    has_all_families: bool,
     failures: u32,
     retry_at: Option<Instant>,
     warnings: Vec<String>,
 }
 
 impl Connector {
-    /// Finds the program.
+    /// For the uplink: pasta, or slirp4netns where there is no pasta.
     ///
     /// # Errors
-    /// There is none.
-    pub(super) fn new(config: &UplinkConfig, anchor: &Path) -> Result<Self, Failure> {
+    /// There is neither, or it is too old.
+    pub(super) fn of_uplink(config: &UplinkConfig, namespace: OwnedFd) -> Result<Self, Failure> {
         let mut warnings = Vec::new();
-        let (kind, program) = if let Some(program) = config.find("pasta") {
-            (Kind::Pasta, program)
-        } else if let Some(program) = config.find("slirp4netns") {
-            warnings.push(
-                "pasta is not installed (package passt): using slirp4netns, which is slower".into(),
-            );
-            (Kind::Slirp4netns, program)
-        } else {
-            return Err(Failure {
-                message:
-                    "neither pasta nor slirp4netns is installed, so containers have no way out"
-                        .into(),
-                hint: Some(
-                    "an admin must install the package passt; `--network none` works without"
-                        .into(),
-                ),
-            });
+        let kind = match pasta::find(&config.search_path) {
+            Ok(program) => {
+                let features = known_features(&config.dir, &program).map_err(|error| Failure {
+                    message: error.to_string(),
+                    hint: None,
+                })?;
+                Kind::UplinkPasta(program, features)
+            }
+            Err(no_pasta) => match slirp4netns::find(&config.search_path) {
+                Ok(program) => {
+                    warnings.push(format!("{no_pasta}: using slirp4netns, which is slower"));
+                    Kind::UplinkSlirp4netns(program)
+                }
+                Err(_) => {
+                    return Err(Failure {
+                        message: "neither pasta nor slirp4netns is installed, so containers have no way out"
+                            .into(),
+                        hint: Some(
+                            "an admin must install the package passt; `--network none` works without"
+                                .into(),
+                        ),
+                    });
+                }
+            },
         };
-        Ok(Self {
+        Ok(Self::new(kind, namespace, warnings))
+    }
+
+    /// For one container; `dir` is private.
+    pub(super) fn dedicated(dedicated: Dedicated, namespace: OwnedFd, dir: &Path) -> Self {
+        Self::new(
+            Kind::Dedicated(dedicated, dir.to_owned()),
+            namespace,
+            Vec::new(),
+        )
+    }
+
+    fn new(kind: Kind, namespace: OwnedFd, warnings: Vec<String>) -> Self {
+        Self {
             kind,
-            program,
-            anchor: anchor.to_owned(),
-            child: None,
+            namespace,
             state: State::Down("not started".into()),
-            routes: (false, false),
+            has_all_families: true,
             failures: 0,
             retry_at: None,
             warnings,
+        }
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is(&self, dedicated: &Dedicated) -> bool {
+        matches!(&self.kind, Kind::Dedicated(known, _) if known == dedicated)
+    }
+
+    /// Starts it (again).
+    pub(super) fn start(&mut self) {
+        // The old one must be gone before the new one makes its interface.
+        self.state = State::Down("started again".into());
+        self.retry_at = None;
+        match self.spawn() {
+            Ok(process) => self.state = State::Starting(process),
+            Err(error) => self.failed(error.to_string(), false),
+        }
+    }
+
+    fn spawn(&mut self) -> SysResult<Process> {
+        let around = Surroundings {
+            network_namespace: self.namespace.as_fd(),
+            environment: &[],
+            lifetime: Lifetime::Owner,
+        };
+        match &self.kind {
+            Kind::UplinkPasta(program, features) => {
+                let plan = uplink_addresses().plan(features, &Template::of_this_namespace());
+                self.has_all_families = plan.has_ipv6 || !features.takes_two_addresses();
+                pasta::start(program, &plan.arguments, &around)
+            }
+            Kind::UplinkSlirp4netns(program) => slirp4netns::start(
+                program,
+                &slirp4netns::Options::default(),
+                slirp4netns::LIMITS,
+                None,
+                UPLINK_INTERFACE,
+                &around,
+            ),
+            Kind::Dedicated(Dedicated::Pasta { program, arguments }, _) => {
+                pasta::start(&at(program)?, arguments, &around)
+            }
+            Kind::Dedicated(
+                Dedicated::Slirp4netns {
+                    program,
+                    options,
+                    ports,
+                },
+                dir,
+            ) => {
+                let options = options.parse().unwrap_or_default();
+                let socket = dir.join(SLIRP_SOCKET);
+                slirp4netns::start(
+                    &at(program)?,
+                    &options,
+                    slirp4netns::LIMITS,
+                    (!ports.is_empty()).then_some(socket.as_path()),
+                    DEDICATED_INTERFACE,
+                    &around,
+                )
+            }
+        }
+    }
+
+    /// Its readiness pipe says something, or it is dead: takes note. The failure, when it did not become
+    /// ready.
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
+        let State::Starting(process) = &mut self.state else {
+            return Ok(());
+        };
+        let ready = process.ready(Duration::ZERO);
+        let published = match ready {
+            Ok(()) => self.publish(),
+            Err(user_mode::Failure::Late { .. }) => return Ok(()),
+            Err(error) => Err(explain(&error)),
+        };
+        match published {
+            Ok(()) => {
+                let old = std::mem::replace(&mut self.state, State::Down(String::new()));
+                if let State::Starting(process) = old {
+                    self.state = State::Up(process);
+                }
+                self.failures = 0;
+                Ok(())
+            }
+            Err(failure) => {
+                self.failed(failure.message.clone(), false);
+                Err(failure)
+            }
+        }
+    }
+
+    /// What slirp4netns publishes only when it runs.
+    fn publish(&self) -> Result<(), Failure> {
+        let Kind::Dedicated(Dedicated::Slirp4netns { options, ports, .. }, dir) = &self.kind else {
+            return Ok(());
+        };
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let options: slirp4netns::Options = options.parse().unwrap_or_default();
+        let socket = dir.join(SLIRP_SOCKET);
+        let published = slirp4netns::api::publish(&socket, ports, options.addresses().container);
+        // Nobody else is to ask it for anything.
+        let _ = std::fs::remove_file(&socket);
+        published.map_err(|error| Failure {
+            message: error.to_string(),
+            hint: None,
         })
     }
 
-    /// Starts it (again), for a host with these default routes.
-    pub(super) fn start(&mut self, routes: (bool, bool)) {
-        self.stop();
-        self.routes = routes;
-        self.retry_at = None;
-        let spawned = self
-            .command()
-            .env_clear()
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        match spawned {
-            Ok(child) => {
-                let pidfd = Pid::from_raw(child.id() as i32)
-                    .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-                match pidfd {
-                    Some(pidfd) => {
-                        self.child = Some((child, pidfd));
-                        self.state = State::Starting;
-                    }
-                    None => self.failed("no pidfd for it".into()),
+    /// Takes note of its end.
+    pub(super) fn ended(&mut self) {
+        let words = match &mut self.state {
+            State::Up(process) | State::Starting(process) => {
+                let status = process.wait(Duration::ZERO);
+                let words = process.words();
+                match status {
+                    Ok(Some(status)) if words.is_empty() => format!("ended {status}"),
+                    _ => words.replace('\n', "; "),
                 }
             }
-            Err(error) => self.failed(error.to_string()),
-        }
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        match self.kind {
-            Kind::Pasta => {
-                command.args([
-                    "--foreground",
-                    "--quiet",
-                    "--config-net",
-                    "--netns-only",
-                    "--no-map-gw",
-                    "--no-dhcp",
-                    "--no-dhcpv6",
-                    "--no-ra",
-                ]);
-                command.args(["-t", "none", "-u", "none", "-T", "none", "-U", "none"]);
-                command.args(["-a", "169.254.2.1", "-n", "30", "-g", "169.254.2.2"]);
-                command.args(["-a", "fd07:5e1:c1e::2", "-g", "fe80::1"]);
-                command.args(["-I", UPLINK_INTERFACE, "--netns"]);
-                command.arg(&self.anchor);
-            }
-            Kind::Slirp4netns => {
-                command.args([
-                    "--configure",
-                    "--mtu=65520",
-                    "--disable-host-loopback",
-                    "--enable-ipv6",
-                    "--cidr=169.254.2.0/24",
-                    "--netns-type=path",
-                ]);
-                command.arg(&self.anchor).arg(UPLINK_INTERFACE);
-            }
-        }
-        command
-    }
-
-    /// The uplink has got its default route.
-    pub(super) fn is_up(&mut self) {
-        if self.child.is_some() {
-            self.state = State::Up;
-            self.failures = 0;
-        }
-    }
-
-    /// True unless it is being started.
-    pub(super) fn is_settled(&self) -> bool {
-        !matches!(self.state, State::Starting)
-    }
-
-    /// Takes note of its end.
-    pub(super) fn reap(&mut self) {
-        let Some((mut child, _)) = self.child.take() else {
-            return;
+            State::Down(_) => return,
         };
-        let mut words = String::new();
-        if let Some(stderr) = child.stderr.take() {
-            let _ = stderr.take(MAX_WORDS).read_to_string(&mut words);
-        }
-        let status = child
-            .wait()
-            .map_or_else(|e| e.to_string(), |s| s.to_string());
-        let last = words.lines().map(str::trim).rfind(|line| !line.is_empty());
-        self.failed(last.map_or(status, str::to_owned));
+        let was_up = matches!(self.state, State::Up(_));
+        self.failed(words, was_up);
     }
 
-    fn failed(&mut self, words: String) {
-        let was_up = matches!(self.state, State::Up);
+    fn failed(&mut self, words: String, was_up: bool) {
         if !was_up && self.failures == 0 {
             self.warnings.push(format!(
-                "containers have no way out at the moment: {}: {words}",
-                self.program.display()
+                "there is no way out at the moment: {}: {words}",
+                self.program().display()
             ));
         }
         self.state = State::Down(words);
         let pause = FIRST_PAUSE
             .saturating_mul(1 << self.failures.min(10))
             .min(LONGEST_PAUSE);
-        self.retry_at = Some(if was_up {
-            Instant::now()
-        } else {
-            Instant::now() + pause
-        });
+        let now = Instant::now();
+        self.retry_at = Some(if was_up { now } else { now + pause });
         self.failures += 1;
+    }
+
+    /// True unless it is being started.
+    pub(super) fn is_settled(&self) -> bool {
+        !matches!(self.state, State::Starting(_))
     }
 
     /// When to try again.
@@ -213,36 +295,59 @@ impl Connector {
         self.retry_at
     }
 
-    /// Whether it would do better with these routes of the host: it does not run, or knows nothing of a
-    /// family that the host has gained. Nobody has connections in that one, so none are cut.
-    pub(super) fn wants_restart(&self, routes: (bool, bool)) -> bool {
+    /// Whether it would do better as the host is now: it does not run, or it could do without a family
+    /// only because the host had none (nobody has connections in that one, so none are cut).
+    pub(super) fn wants_restart(&self) -> bool {
         matches!(self.state, State::Down(_))
-            || (routes.0 && !self.routes.0)
-            || (routes.1 && !self.routes.1)
+            || (!self.has_all_families && Template::of_this_namespace().has_link_local)
     }
 
-    /// Ends it.
-    pub(super) fn stop(&mut self) {
-        if let Some((mut child, _)) = self.child.take() {
-            // Fails only when it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+    /// Has `epoll` tell, with `ready`, when [`Self::look`] is worth it (once), and with `ended` when
+    /// [`Self::ended`] is. A process's descriptors go with it, and with them epoll's interest.
+    pub(super) fn watch(
+        &self,
+        epoll: &OwnedFd,
+        ready: EventData,
+        ended: EventData,
+    ) -> SysResult<()> {
+        let (State::Starting(process) | State::Up(process)) = &self.state else {
+            return Ok(());
+        };
+        let set = |fd: BorrowedFd<'_>, data, flags| match epoll::add(epoll, fd, data, flags) {
+            Err(Errno::EXIST) => epoll::modify(epoll, fd, data, flags),
+            other => other,
+        };
+        if matches!(self.state, State::Starting(_)) {
+            let once = EventFlags::IN | EventFlags::ONESHOT;
+            set(process.readiness(), ready, once).attempt(|| "watch a connector")?;
         }
+        set(process.pidfd(), ended, EventFlags::IN).attempt(|| "watch a connector")
     }
 
     pub(super) fn pid(&self) -> Option<i32> {
-        self.child.as_ref().map(|(child, _)| child.id() as i32)
+        match &self.state {
+            State::Starting(process) | State::Up(process) => {
+                Some(process.pid().as_raw_nonzero().get())
+            }
+            State::Down(_) => None,
+        }
     }
 
-    pub(super) fn pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.child.as_ref().map(|(_, pidfd)| pidfd.as_fd())
+    fn program(&self) -> &Path {
+        match &self.kind {
+            Kind::UplinkPasta(program, _) | Kind::UplinkSlirp4netns(program) => &program.path,
+            Kind::Dedicated(
+                Dedicated::Pasta { program, .. } | Dedicated::Slirp4netns { program, .. },
+                _,
+            ) => program,
+        }
     }
 
     pub(super) fn describe(&self) -> String {
-        let name = self.program.display();
+        let name = self.program().display();
         match &self.state {
-            State::Up => name.to_string(),
-            State::Starting => format!("{name} (starting)"),
+            State::Up(_) => name.to_string(),
+            State::Starting(_) => format!("{name} (starting)"),
             State::Down(words) => format!("{name} (does not run: {words})"),
         }
     }
@@ -253,8 +358,69 @@ impl Connector {
     }
 }
 
-impl Drop for Connector {
-    fn drop(&mut self) {
-        self.stop();
+/// Name of slirp4netns's API socket. Short: a socket's path may have 107 bytes only.
+const SLIRP_SOCKET: &str = "slirp";
+
+/// The uplink's own place in the connector's world.
+fn uplink_addresses() -> pasta::uplink::Uplink {
+    pasta::uplink::Uplink {
+        interface: InterfaceName::from_id(UPLINK_INTERFACE, ""),
+        ipv4: ([169, 254, 2, 1].into(), 30, [169, 254, 2, 2].into()),
+        ipv6: (
+            [0xfd07, 0x5e1, 0xc1e, 0, 0, 0, 0, 2].into(),
+            [0xfe80, 0, 0, 0, 0, 0, 0, 1].into(),
+        ),
+        mtu: DEFAULT_MTU,
     }
+}
+
+fn at(path: &Path) -> SysResult<Program> {
+    Program::at(path).ok_or_else(|| {
+        selkie_sys::SysError::new(format!("find {}", path.display()), rustix::io::Errno::NOENT)
+    })
+}
+
+fn explain(error: &user_mode::Failure) -> Failure {
+    let hint = match pasta::cause(error) {
+        pasta::Cause::Tun => Some(
+            "an admin must make /dev/net/tun accessible: chmod 0666 /dev/net/tun (modprobe tun where it is missing)"
+                .into(),
+        ),
+        pasta::Cause::Port(_) => {
+            Some("stop what uses the port, or publish another port of the host".into())
+        }
+        _ => None,
+    };
+    Failure {
+        message: error.to_string(),
+        hint,
+    }
+}
+
+/// What this build of pasta can, found out once and kept in `dir`.
+///
+/// # Errors
+/// It is too old, or cannot be run.
+pub fn known_features(
+    dir: &Path,
+    program: &Program,
+) -> Result<Features, pasta::features::ProbeError> {
+    let file = dir.join(FEATURES_FILE);
+    let known = std::fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<(Program, Features)>(&text).ok());
+    if let Some((known, features)) = known
+        && known == *program
+    {
+        return Ok(features);
+    }
+    let features = Features::probe(program)?;
+    if let Ok(text) = serde_json::to_vec(&(program, &features)) {
+        // Found out again next time where it cannot be kept.
+        let fresh = dir.join(format!("{FEATURES_FILE}.{}", std::process::id()));
+        if std::fs::write(&fresh, text).is_err() || std::fs::rename(&fresh, &file).is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+    }
+    Ok(features)
 }

@@ -4,7 +4,7 @@
 //! rules translate to whatever address the host has at the moment, so that `/etc/hosts` in containers
 //! stays true when the host moves to another network.
 
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 
@@ -12,13 +12,10 @@ use super::namespace::load_rules;
 use super::protocol::Failure;
 use crate::network::HOST_ADDRESS;
 
-/// The host's own IPv4 address towards the outside; `None` while it is offline. Connecting a datagram
-/// socket sends nothing: the kernel only looks for a route (to an address of documentation, RFC 5737).
+/// The host's own IPv4 address towards the outside; `None` while it is offline.
 pub(super) fn current() -> Option<Ipv4Addr> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).ok()?;
-    match socket.local_addr().ok()?.ip() {
-        IpAddr::V4(address) if !address.is_unspecified() && !address.is_loopback() => Some(address),
+    match crate::host_address() {
+        Some(IpAddr::V4(address)) => Some(address),
         _ => None,
     }
 }

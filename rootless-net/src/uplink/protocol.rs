@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::connector::Dedicated;
 use crate::member::Member;
 use crate::network::Network;
 use rustix::io::Errno;
@@ -25,6 +26,8 @@ pub enum Request {
         member: Member,
         /// Those that `member` is in.
         networks: Vec<Network>,
+        /// A connector of its own instead.
+        dedicated: Option<Dedicated>,
     },
     /// Forgets a container.
     Detach {

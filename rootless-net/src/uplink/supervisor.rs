@@ -18,12 +18,13 @@ use selkie_sys::clone::{Side, exit_now, fork};
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
 use super::client::{self, ANCHOR, LOCK, SOCKET};
+use super::connector::{Connector, Dedicated};
 use super::namespace::{self, failure};
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
 use super::trunk::Trunk;
 use super::{UplinkConfig, UplinkError};
 use crate::member::Member;
-use crate::netlink::{Netlink, RouteChanges};
+use crate::netlink::RouteChanges;
 use crate::network::Network;
 
 /// The name in `ps`. Shorter than the kernel's 16 bytes.
@@ -106,23 +107,28 @@ fn detach_from_caller(report: BorrowedFd<'_>) {
 enum Source {
     Listener,
     HostRoutes,
-    UplinkRoutes,
-    Connector,
     Services,
     Client(u32),
     Container(u32),
+    /// A connector may be ready: of the container with this number, or of the trunk.
+    ConnectorReady(u32),
+    /// A connector has ended.
+    ConnectorEnded(u32),
 }
+
+/// Stands for the trunk where a container's number could stand.
+const TRUNK: u32 = 0;
 
 impl Source {
     fn data(self) -> EventData {
         let (kind, number) = match self {
             Self::Listener => (0, 0),
             Self::HostRoutes => (1, 0),
-            Self::UplinkRoutes => (2, 0),
-            Self::Connector => (3, 0),
-            Self::Services => (4, 0),
-            Self::Client(number) => (5, number),
-            Self::Container(number) => (6, number),
+            Self::Services => (2, 0),
+            Self::Client(number) => (3, number),
+            Self::Container(number) => (4, number),
+            Self::ConnectorReady(number) => (5, number),
+            Self::ConnectorEnded(number) => (6, number),
         };
         EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -132,11 +138,11 @@ impl Source {
         Some(match data.u64() >> 32 {
             0 => Self::Listener,
             1 => Self::HostRoutes,
-            2 => Self::UplinkRoutes,
-            3 => Self::Connector,
-            4 => Self::Services,
-            5 => Self::Client(number),
-            6 => Self::Container(number),
+            2 => Self::Services,
+            3 => Self::Client(number),
+            4 => Self::Container(number),
+            5 => Self::ConnectorReady(number),
+            6 => Self::ConnectorEnded(number),
             _ => return None,
         })
     }
@@ -149,11 +155,15 @@ struct Connected {
     /// Of its init.
     pidfd: OwnedFd,
     number: u32,
+    /// Its own connector, where it has one.
+    connector: Option<Connector>,
 }
 
 /// An answer that waits for the connector.
 struct Held {
     client: u32,
+    /// Whose connector: a container's number, or the trunk's.
+    connector: u32,
     until: Instant,
 }
 
@@ -211,11 +221,9 @@ impl Supervisor {
     fn trunk(&mut self) -> Result<&mut Trunk, Failure> {
         if self.trunk.is_none() {
             let trunk = Trunk::new(&self.config, &self.place.join(ANCHOR))?;
-            self.watch(trunk.routes(), Source::UplinkRoutes)
-                .map_err(failure)?;
             self.trunk = Some(trunk);
             self.watch_services();
-            self.connector_started();
+            self.connector_started(TRUNK);
         }
         self.trunk.as_mut().ok_or_else(no_trunk)
     }
@@ -266,18 +274,8 @@ impl Supervisor {
                     self.host_changed();
                 }
             }
-            Source::UplinkRoutes => {
-                if let Some(trunk) = &mut self.trunk {
-                    trunk.look_for_way_out();
-                }
-                self.release_held();
-            }
-            Source::Connector => {
-                if let Some(trunk) = &mut self.trunk {
-                    trunk.connector.reap();
-                }
-                self.restart_connector();
-            }
+            Source::ConnectorReady(number) => self.connector_ready(number),
+            Source::ConnectorEnded(number) => self.connector_ended(number),
             Source::Services => self.restart_services(),
             Source::Client(number) => self.hear(number),
             Source::Container(number) => {
@@ -313,14 +311,13 @@ impl Supervisor {
         match heard {
             Ok(Some((request, fds))) => {
                 let reply = self.answer(request, fds);
-                let waits = matches!(reply, Reply::Done { .. }) && !self.is_settled();
-                if waits {
-                    self.held.push(Held {
+                match reply {
+                    Answer::Now(reply) => self.reply(number, &reply),
+                    Answer::Later(connector) => self.held.push(Held {
                         client: number,
+                        connector,
                         until: Instant::now() + CONNECTOR_PATIENCE,
-                    });
-                } else {
-                    self.reply(number, &reply);
+                    }),
                 }
             }
             // Whatever it meant, it does not speak our language.
@@ -339,10 +336,20 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Reply {
+    fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
         let done = match request {
-            Request::Attach { member, networks } => match <[OwnedFd; 2]>::try_from(fds) {
-                Ok([namespace, pidfd]) => self.attach(member, networks, namespace, pidfd),
+            Request::Attach {
+                member,
+                networks,
+                dedicated,
+            } => match <[OwnedFd; 2]>::try_from(fds) {
+                Ok([namespace, pidfd]) => {
+                    match self.attach(member, networks, dedicated, namespace, pidfd) {
+                        Ok(Some(connector)) => return Answer::Later(connector),
+                        Ok(None) => Ok(()),
+                        Err(failure) => Err(failure),
+                    }
+                }
                 Err(_) => Err(failure(SysError::new(
                     "connect a container without its namespace",
                     Errno::BADF,
@@ -351,53 +358,81 @@ impl Supervisor {
             Request::Detach { container } => self.detach(&container),
             Request::ChangeNetwork { network } => self.change_network(network),
             Request::RemoveNetwork { network } => self.remove_network(&network),
-            Request::Status => return Reply::Status(self.status()),
+            Request::Status => return Answer::Now(Reply::Status(self.status())),
         };
-        match done {
+        Answer::Now(match done {
             Ok(()) => Reply::Done {
                 warnings: std::mem::take(&mut self.warnings),
             },
             Err(failure) => Reply::Failed(failure),
-        }
+        })
     }
 
+    /// Connects a container; the number of the connector it has to wait for, if any.
     fn attach(
         &mut self,
         member: Member,
         networks: Vec<Network>,
+        dedicated: Option<Dedicated>,
         namespace: OwnedFd,
         pidfd: OwnedFd,
-    ) -> Result<(), Failure> {
+    ) -> Result<Option<u32>, Failure> {
         let container = member.container.clone();
         let before = self
             .containers
             .get(&container)
             .map(|connected| (connected.member.clone(), connected.networks.clone()));
-        self.trunk()?.attach(
-            before
+        let on_trunk = !member.attachments.is_empty()
+            || before
                 .as_ref()
-                .map(|(member, networks)| (member, networks.as_slice())),
-            &member,
-            &networks,
-            namespace.as_fd(),
-        )?;
+                .is_some_and(|(member, _)| !member.attachments.is_empty());
+        if on_trunk {
+            self.trunk()?.attach(
+                before
+                    .as_ref()
+                    .map(|(member, networks)| (member, networks.as_slice())),
+                &member,
+                &networks,
+                namespace.as_fd(),
+            )?;
+        }
         let number = self.number();
         self.watch(pidfd.as_fd(), Source::Container(number))
             .map_err(failure)?;
-        if let Some(before) = self.containers.insert(
-            container.clone(),
-            Connected {
-                member,
-                networks,
-                pidfd,
-                number,
-            },
-        ) {
-            self.by_number.remove(&before.number);
-            let _ = epoll::delete(&self.epoll, &before.pidfd);
+        let mut connected = Connected {
+            member,
+            networks,
+            pidfd,
+            number,
+            connector: None,
+        };
+        let old = self.containers.remove(&container);
+        if let Some(old) = &old {
+            self.by_number.remove(&old.number);
+            let _ = epoll::delete(&self.epoll, &old.pidfd);
         }
-        self.by_number.insert(number, container);
-        Ok(())
+        if let Some(dedicated) = dedicated {
+            // The one it has goes on, unless it is another.
+            let same = old
+                .and_then(|old| old.connector)
+                .filter(|connector| connector.is(&dedicated));
+            connected.connector = Some(same.unwrap_or_else(|| {
+                let mut connector = Connector::dedicated(dedicated, namespace, &self.place);
+                connector.start();
+                connector
+            }));
+        }
+        let has_own = connected.connector.is_some();
+        self.by_number.insert(number, container.clone());
+        self.containers.insert(container, connected);
+        if has_own {
+            self.connector_started(number);
+        }
+        let waits_for = if has_own { number } else { TRUNK };
+        let waits = self
+            .connector(waits_for)
+            .is_some_and(|connector| !connector.is_settled());
+        Ok((waits && (has_own || on_trunk)).then_some(waits_for))
     }
 
     fn detach(&mut self, container: &str) -> Result<(), Failure> {
@@ -464,56 +499,99 @@ impl Supervisor {
 
     /// Routes or addresses of the host are not what they were.
     fn host_changed(&mut self) {
-        let Some(trunk) = &mut self.trunk else {
-            return;
-        };
-        trunk.follow_host();
-        if trunk.connector.wants_restart(host_default_routes()) {
-            self.restart_connector();
-        }
-    }
-
-    fn restart_connector(&mut self) {
         if let Some(trunk) = &mut self.trunk {
-            trunk.connector.start(host_default_routes());
+            trunk.follow_host();
         }
-        self.connector_started();
-        self.release_held();
+        for number in self.connector_numbers() {
+            let wants = self
+                .connector(number)
+                .is_some_and(|connector| connector.wants_restart());
+            if wants {
+                self.restart_connector(number);
+            }
+        }
     }
 
-    fn connector_started(&mut self) {
-        let Some(trunk) = &mut self.trunk else {
+    /// Of all connectors there are.
+    fn connector_numbers(&self) -> Vec<u32> {
+        let own = self
+            .containers
+            .values()
+            .filter(|connected| connected.connector.is_some())
+            .map(|connected| connected.number);
+        self.trunk.iter().map(|_| TRUNK).chain(own).collect()
+    }
+
+    fn connector(&mut self, number: u32) -> Option<&mut Connector> {
+        if number == TRUNK {
+            return self.trunk.as_mut().map(|trunk| &mut trunk.connector);
+        }
+        let container = self.by_number.get(&number)?;
+        self.containers.get_mut(container)?.connector.as_mut()
+    }
+
+    fn restart_connector(&mut self, number: u32) {
+        if let Some(connector) = self.connector(number) {
+            connector.start();
+        }
+        self.connector_started(number);
+    }
+
+    fn connector_started(&mut self, number: u32) {
+        let epoll = self.epoll.as_fd().try_clone_to_owned();
+        if let (Some(connector), Ok(epoll)) = (self.connector(number), epoll) {
+            // When it cannot be watched, whoever waits for it is told so after a while.
+            let _ = connector.watch(
+                &epoll,
+                Source::ConnectorReady(number).data(),
+                Source::ConnectorEnded(number).data(),
+            );
+        }
+    }
+
+    fn connector_ready(&mut self, number: u32) {
+        let Some(connector) = self.connector(number) else {
             return;
         };
-        self.warnings.append(&mut trunk.connector.take_warnings());
-        // A process's descriptor goes with it, and with that epoll's interest.
-        if let Some(pidfd) = self
-            .trunk
-            .as_ref()
-            .and_then(|trunk| trunk.connector.pidfd())
-        {
-            let _ = self.watch(pidfd, Source::Connector);
+        let looked = connector.look();
+        if connector.is_settled() {
+            self.settle_held(number, &looked);
+        } else {
+            self.connector_started(number);
         }
     }
 
-    fn is_settled(&self) -> bool {
-        self.trunk
-            .as_ref()
-            .is_none_or(|trunk| trunk.connector.is_settled())
+    fn connector_ended(&mut self, number: u32) {
+        match self.connector(number) {
+            // Whoever waits for it hears why.
+            Some(connector) if !connector.is_settled() => self.connector_ready(number),
+            Some(connector) => connector.ended(),
+            None => {}
+        }
     }
 
-    /// Answers what waited for the connector, when it is ready or has been waited for long enough.
-    fn release_held(&mut self) {
-        let now = Instant::now();
-        let settled = self.is_settled();
+    /// Answers what waited for a connector. One of a container's own that fails is a failure; without
+    /// the trunk's, containers have each other at least.
+    fn settle_held(&mut self, number: u32, outcome: &Result<(), Failure>) {
+        if let Some(connector) = self.connector(number) {
+            let warnings = connector.take_warnings();
+            if number == TRUNK || outcome.is_ok() {
+                self.warnings.extend(warnings);
+            }
+        }
         let held = std::mem::take(&mut self.held);
         let (ready, held) = held
             .into_iter()
-            .partition(|held: &Held| settled || held.until <= now);
+            .partition(|held: &Held| held.connector == number);
         self.held = held;
         for Held { client, .. } in ready {
-            let warnings = std::mem::take(&mut self.warnings);
-            self.reply(client, &Reply::Done { warnings });
+            let reply = match outcome {
+                Err(failure) if number != TRUNK => Reply::Failed(failure.clone()),
+                _ => Reply::Done {
+                    warnings: std::mem::take(&mut self.warnings),
+                },
+            };
+            self.reply(client, &reply);
         }
     }
 
@@ -541,8 +619,13 @@ impl Supervisor {
         let held = self.held.iter().map(|held| held.until).min();
         let trunk = self.trunk.as_ref();
         let connector = trunk.and_then(|trunk| trunk.connector.retry_at());
+        let own = self
+            .containers
+            .values()
+            .filter_map(|connected| connected.connector.as_ref()?.retry_at())
+            .min();
         let services = trunk.and_then(Trunk::services_retry_at);
-        [idle, held, connector, services]
+        [idle, held, connector, own, services]
             .into_iter()
             .flatten()
             .min()
@@ -550,18 +633,33 @@ impl Supervisor {
 
     fn keep_time(&mut self) {
         let now = Instant::now();
-        let trunk = self.trunk.as_ref();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
-        let connector = due(trunk.and_then(|trunk| trunk.connector.retry_at()));
-        let services = due(trunk.and_then(Trunk::services_retry_at));
-        if connector {
-            self.restart_connector();
+        for number in self.connector_numbers() {
+            if due(self
+                .connector(number)
+                .and_then(|connector| connector.retry_at()))
+            {
+                self.restart_connector(number);
+            }
         }
-        if services {
+        if due(self.trunk.as_ref().and_then(Trunk::services_retry_at)) {
             self.restart_services();
         }
-        if self.held.iter().any(|held| held.until <= now) {
-            self.release_held();
+        let late: Vec<u32> = self
+            .held
+            .iter()
+            .filter(|held| held.until <= now)
+            .map(|held| held.connector)
+            .collect();
+        for number in late {
+            let outcome = Err(Failure {
+                message: format!(
+                    "the network was not ready after {} s",
+                    CONNECTOR_PATIENCE.as_secs()
+                ),
+                hint: None,
+            });
+            self.settle_held(number, &outcome);
         }
         let nobody = self.clients.is_empty() && self.containers.is_empty();
         match (nobody, self.idle_since) {
@@ -602,13 +700,13 @@ impl Supervisor {
     }
 }
 
-fn no_trunk() -> Failure {
-    failure(SysError::new("use the uplink", Errno::CANCELED))
+/// When a request is answered.
+enum Answer {
+    Now(Reply),
+    /// When the connector with this number is ready.
+    Later(u32),
 }
 
-/// Of the host, per family.
-pub(super) fn host_default_routes() -> (bool, bool) {
-    Netlink::open()
-        .and_then(|mut netlink| netlink.default_routes())
-        .unwrap_or((true, false))
+fn no_trunk() -> Failure {
+    failure(SysError::new("use the uplink", Errno::CANCELED))
 }

@@ -5,15 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use selkie_sys::errno::Attempt;
+
 use super::connector::Connector;
 use super::namespace::{self, failure};
 use super::protocol::Failure;
 use super::services::{ServiceRequest, Services};
-use super::supervisor::host_default_routes;
 use super::wiring::Wiring;
 use super::{UplinkConfig, host_address};
 use crate::member::Member;
-use crate::netlink::{Netlink, RouteChanges, in_namespace};
 use crate::network::{Attachment, Kind, Network};
 
 /// Between two attempts to start services that cannot be started.
@@ -22,7 +22,6 @@ const SERVICES_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Trunk {
     namespace: OwnedFd,
     nft: PathBuf,
-    routes: RouteChanges,
     wiring: Wiring,
     /// Towards the host.
     pub(super) connector: Connector,
@@ -46,7 +45,7 @@ impl Trunk {
             Some(kept) => kept,
             None => namespace::make(anchor).map_err(failure)?,
         };
-        let made = Self::in_namespace(config, anchor, nft, namespace);
+        let made = Self::in_namespace(config, nft, namespace);
         if made.is_err() {
             namespace::release(anchor);
         }
@@ -55,14 +54,16 @@ impl Trunk {
 
     fn in_namespace(
         config: &UplinkConfig,
-        anchor: &Path,
         nft: PathBuf,
         namespace: OwnedFd,
     ) -> Result<Self, Failure> {
-        let routes = in_namespace(namespace.as_fd(), RouteChanges::watch).map_err(failure)?;
         // First, since it takes longest.
-        let mut connector = Connector::new(config, anchor)?;
-        connector.start(host_default_routes());
+        let of_connector = namespace
+            .try_clone()
+            .attempt(|| "duplicate a descriptor")
+            .map_err(failure)?;
+        let mut connector = Connector::of_uplink(config, of_connector)?;
+        connector.start();
         let mut services =
             Services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
         namespace::prepare(namespace.as_fd(), &nft)?;
@@ -73,17 +74,11 @@ impl Trunk {
             wiring: Wiring::new(namespace.as_fd()).map_err(failure)?,
             namespace,
             nft,
-            routes,
             connector,
             services: Some(services),
             services_retry: None,
             host,
         })
-    }
-
-    /// Readable when routes in the uplink have changed.
-    pub(super) fn routes(&self) -> BorrowedFd<'_> {
-        self.routes.as_fd()
     }
 
     /// Connects a container; `before` is what it was connected as. When it fails, a container that was
@@ -196,20 +191,6 @@ impl Trunk {
             && host_address::translate_to(host, self.namespace.as_fd(), &self.nft).is_ok()
         {
             self.host = host;
-        }
-    }
-
-    /// The connector gives the uplink a default route when it is ready.
-    pub(super) fn look_for_way_out(&mut self) {
-        self.routes.drain();
-        if self.connector.is_settled() {
-            return;
-        }
-        let (v4, v6) = Netlink::open_in(self.namespace.as_fd())
-            .and_then(|mut netlink| netlink.default_routes())
-            .unwrap_or((false, false));
-        if v4 || v6 {
-            self.connector.is_up();
         }
     }
 

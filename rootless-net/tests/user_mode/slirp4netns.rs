@@ -42,7 +42,7 @@ fn run(
     };
     let before = Instant::now();
     let options = options.parse().unwrap();
-    let mut process = start(program, &options, limits, api_socket, &around).unwrap();
+    let mut process = start(program, &options, limits, api_socket, "tap0", &around).unwrap();
     process.ready(PATIENCE).unwrap();
     eprintln!(
         "{}: ready after {:?}",
@@ -179,7 +179,7 @@ fn gives_up_with_a_reason() -> Result<(), String> {
             lifetime: Lifetime::Owner,
         };
         let options = Options::default();
-        let mut process = start(program, &options, LIMITS, None, &around).unwrap();
+        let mut process = start(program, &options, LIMITS, None, "tap0", &around).unwrap();
         let failure = process.ready(PATIENCE).unwrap_err().to_string();
         assert!(failure.contains("setns"), "{failure}");
     })
