@@ -94,6 +94,25 @@ impl Engine {
             .read(|connection| find(connection, name_or_id))
     }
 
+    /// The name of the network that is called so: by its name, an alias or the beginning of its ID.
+    /// What is called so by nobody keeps the name.
+    ///
+    /// # Errors
+    /// `InvalidInput` when a beginning fits several.
+    pub fn network_name(&self, name_or_id: &str) -> Result<String> {
+        if is_default(name_or_id) {
+            return Ok(DEFAULT_NETWORK.to_owned());
+        }
+        match self
+            .database
+            .read(|connection| find(connection, name_or_id))
+        {
+            Ok(network) => Ok(network.definition.name),
+            Err(error) if error.kind == ErrorKind::NotFound => Ok(name_or_id.to_owned()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Who is in which network, by name of the network; containers in the order of their making.
     ///
     /// # Errors

@@ -187,8 +187,10 @@ pub fn default_subnet_v4(used: &[IpNet]) -> Result<Ipv4Net> {
     if is_free(&DEFAULT_SUBNET, used) {
         return Ok(DEFAULT_SUBNET);
     }
+    // Away from where user networks begin.
+    let upper_quarter = (Ipv4Addr::new(10, 192, 0, 0), POOLS_V4[0].1);
     for prefix in [16, 20, 24] {
-        for (first, last) in POOLS_V4 {
+        for (first, last) in std::iter::once(upper_quarter).chain(POOLS_V4) {
             if let Some(net) = free_in(first, last, prefix, used) {
                 return Ok(net);
             }

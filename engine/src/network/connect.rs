@@ -476,11 +476,17 @@ impl Engine {
         change_hosts_file(&self.config.container_dir(id), added, removed, &names)
     }
 
-    /// Takes a container out of a network; at once when it runs.
+    /// Takes a container out of a network; at once when it runs. With `force` it is off the record also
+    /// when the running container cannot be reached.
     ///
     /// # Errors
     /// `NotFound`; `InvalidInput`: it is not in it.
-    pub fn disconnect_network(&mut self, id: &ContainerId, name_or_id: &str) -> Result<()> {
+    pub fn disconnect_network(
+        &mut self,
+        id: &ContainerId,
+        name_or_id: &str,
+        force: bool,
+    ) -> Result<()> {
         let network = self.network(name_or_id)?.definition;
         let held = self.hold(id)?;
         let container = self.container(id)?;
@@ -502,14 +508,21 @@ impl Engine {
         if let (Held::Running(init), Some(removed)) = (&held, &place.attachment) {
             let removed = removed.clone();
             self.forget_request(id, &network.name)?;
-            self.tell(id, *init, |config, live| {
+            let told = self.tell(id, *init, |config, live| {
                 uplink_calls::detach(config, live, &removed, &network)
-            })
-            .inspect_err(|_| {
-                if let Err(error) = self.remember_request(id, index, place.request.clone()) {
-                    tracing::warn!("keep {id} in network {}: {error}", network.name);
+            });
+            match told {
+                Err(error) if force => {
+                    tracing::warn!("{error}; it is taken out all the same");
                 }
-            })?;
+                Err(error) => {
+                    if let Err(error) = self.remember_request(id, index, place.request.clone()) {
+                        tracing::warn!("keep {id} in network {}: {error}", network.name);
+                    }
+                    return Err(error);
+                }
+                Ok(()) => {}
+            }
             let names = own_names(id, &container.name, &container.config);
             self.change_hosts(id, &removed, false, &names)?;
         }

@@ -423,8 +423,8 @@ fn containers_that_do_not_run_are_connected_on_record() {
         "eth1"
     );
     assert!(places.iter().all(|place| place.attachment.is_none()));
-    engine.disconnect_network(&id, "podman").unwrap();
-    assert!(engine.disconnect_network(&id, "podman").is_err());
+    engine.disconnect_network(&id, "podman", false).unwrap();
+    assert!(engine.disconnect_network(&id, "podman", false).is_err());
     // The first name is free again.
     engine.connect_network(&id, in_network("default")).unwrap();
     let container = engine.container(&id).unwrap();
@@ -461,8 +461,10 @@ fn a_failed_change_of_a_running_container_is_not_on_record() {
     // No uplink runs in this test.
     assert!(engine.connect_network(&id, in_network("two")).is_err());
     assert_eq!(engine.connection(&id).unwrap(), before);
-    assert!(engine.disconnect_network(&id, "one").is_err());
+    assert!(engine.disconnect_network(&id, "one", false).is_err());
     assert_eq!(engine.connection(&id).unwrap(), before);
+    engine.disconnect_network(&id, "one", true).unwrap();
+    assert_eq!(engine.connection(&id).unwrap().unwrap().networks, []);
     assert_eq!(
         engine.remove_network("two", false).map_err(|e| e.kind),
         Ok(())

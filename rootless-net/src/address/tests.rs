@@ -61,7 +61,11 @@ fn user_networks_begin_at_10_89_and_avoid_what_is_in_use() {
 fn the_default_network_makes_way_for_the_hosts_routes() {
     let default = |used: &[&str]| default_subnet_v4(&nets(used)).map(|net| net.to_string());
     assert_eq!(default(&["10.89.0.0/16"]).unwrap(), "10.88.0.0/16");
-    assert_eq!(default(&["10.88.3.0/24"]).unwrap(), "10.89.0.0/16");
+    assert_eq!(default(&["10.88.3.0/24"]).unwrap(), "10.192.0.0/16");
+    assert_eq!(
+        default(&["10.88.3.0/24", "10.192.0.0/10"]).unwrap(),
+        "10.89.0.0/16"
+    );
     assert_eq!(default(&["10.0.0.0/8"]).unwrap(), "172.16.0.0/16");
     assert_eq!(
         default(&["10.0.0.0/8", "172.16.0.0/12", "192.168.1.0/24"]).unwrap(),
