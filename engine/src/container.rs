@@ -16,7 +16,6 @@ pub(crate) mod list;
 pub(crate) mod merge;
 pub(crate) mod name;
 pub(crate) mod remove;
-mod resolv_conf;
 mod root_view;
 pub(crate) mod start;
 mod stop;

@@ -18,13 +18,14 @@
 //! SIGTERM is what a host sends at shutdown: it passes the container its stop signal, and the monitor
 //! stays to record the end. SIGINT and SIGQUIT are meant for terminals it has none of: ignored.
 
+mod network;
 mod relay;
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use selkie_runtime::default_spec::Network;
+use selkie_net::port_mapping::PortMapping;
 use selkie_runtime::launch::{
     ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
 };
@@ -46,9 +47,9 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
-use crate::network::connect;
+use crate::network::{connect, own_connector};
 use crate::options::{MountSource, NetworkMode, PidMode};
-use crate::state::{self, Observed, RunState, boot_id, now};
+use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
 use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
@@ -141,6 +142,8 @@ struct Epilogue {
     started: String,
     stop_signal: i32,
     disposable: bool,
+    /// Its mode and its ports, where it has a connector of its own.
+    own_network: Option<(NetworkMode, Vec<PortMapping>)>,
     /// The container's user namespace, when its processes do not end with its init.
     outliving: Option<NamespaceKey>,
 }
@@ -190,6 +193,12 @@ impl<'e> Monitor<'e> {
             started: running.started,
             stop_signal: self.launch.config.stop_signal,
             disposable: self.launch.disposable,
+            own_network: match &self.launch.config.options.network {
+                mode @ (NetworkMode::Pasta(_) | NetworkMode::Slirp4netns(_)) => {
+                    Some((mode.clone(), self.launch.config.options.ports.clone()))
+                }
+                _ => None,
+            },
             outliving: match self.launch.config.options.pid {
                 PidMode::Private => None,
                 PidMode::Host => {
@@ -198,6 +207,7 @@ impl<'e> Monitor<'e> {
                 }
             },
         };
+        drop(self.launch.connection);
         drop(self.launch.config);
         let log = match epilogue.dir.try_clone() {
             Ok(dir) => LogWriter::new(dir),
@@ -249,9 +259,12 @@ impl<'e> Monitor<'e> {
                 host_name: &uname.nodename().to_string_lossy(),
             },
         );
-        let etc =
-            self.etc_files(&host)?
-                .write(launch.lock.as_fd(), &launch.lock.path, &launch.maps)?;
+        let (connection, around) = self.places()?;
+        let etc = self.etc_files(&around, &host)?.write(
+            launch.lock.as_fd(),
+            &launch.lock.path,
+            &launch.maps,
+        )?;
         // Open for as long as the runtime may need it.
         let (network, _shared) = self.network()?;
         let spec = spec::build(
@@ -278,8 +291,8 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
-        let mut tie = match &launch.connection {
-            Some(plan) => Some(Tie::new(engine.config.uplink(), plan.clone())?),
+        let mut tie = match connection {
+            Some(connection) => Some(Tie::new(engine.config.uplink(), connection)?),
             None => None,
         };
         let mut connect = tie.as_mut().map(|tie| {
@@ -324,50 +337,9 @@ impl<'e> Monitor<'e> {
         })
     }
 
-    /// The network namespace, and where it is another container's, what keeps its path valid.
-    fn network(&self) -> Result<(Network, Option<OwnedFd>)> {
-        match &self.launch.config.options.network {
-            NetworkMode::Host => Ok((Network::Host, None)),
-            NetworkMode::Namespace(path) => Ok((Network::Existing(path.clone()), None)),
-            NetworkMode::Container(id) => {
-                let namespace = self.network_of(id)?;
-                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-                Ok((Network::Existing(path.into()), Some(namespace)))
-            }
-            _ => Ok((Network::Own, None)),
-        }
-    }
-
-    fn network_of(&self, id: &str) -> Result<OwnedFd> {
-        let attempt = || format!("share the network of container {id}");
-        let not_running = || {
-            Error::new(
-                ErrorKind::Conflict,
-                format!("{}: it does not run", attempt()),
-            )
-            .with_hint(format!("selkie start {}", &id[..id.len().min(12)]))
-        };
-        let other = ContainerId::parse(id).ok_or_else(not_running)?;
-        let Observed::Running(state) = self.engine.observe(&other)? else {
-            return Err(not_running());
-        };
-        let path = format!("/proc/{}/ns/net", state.init.pid);
-        let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|errno| Error::machine(format!("{}: open {path}", attempt()), errno))?;
-        // Now it is pinned, so what it belongs to cannot change any more.
-        if !state.init.is_running() {
-            return Err(not_running());
-        }
-        Ok(namespace)
-    }
-
-    fn etc_files(&self, host_name: &str) -> Result<EtcFiles> {
+    fn etc_files(&self, around: &Surroundings, host_name: &str) -> Result<EtcFiles> {
         let launch = &self.launch;
         let options = &launch.config.options;
-        let around = launch.connection.as_ref().map_or_else(
-            || Surroundings::of_own_uplink(&options.network),
-            Surroundings::of,
-        );
         let shared = match &options.network {
             NetworkMode::Container(id) => ContainerId::parse(id),
             _ => None,
@@ -378,7 +350,7 @@ impl<'e> Monitor<'e> {
             host_name,
             options: &options.names,
         };
-        EtcFiles::new(&options.network, &around, names, shared.as_deref())
+        EtcFiles::new(&options.network, around, names, shared.as_deref())
     }
 
     /// Everything that can be done while the container's process is busy with its mounts.
@@ -498,11 +470,15 @@ impl<'e> Monitor<'e> {
 }
 
 impl Epilogue {
-    /// Ties the container to the uplink again, as its row says now.
+    /// Ties the container to the uplink again, as is on record now.
     fn renew_tie(&self, tie: &mut KeptTie, init: BorrowedFd<'_>) {
-        let on_record = || {
-            Database::open(&self.paths.data_dir)?
-                .read(|database| connect::on_record(database, &self.id))
+        let on_record = || match &self.own_network {
+            Some((mode, ports)) => {
+                let own = own_connector::plan(&self.paths, &self.id, mode, ports)?;
+                Ok(own.map(|own| own.connection))
+            }
+            None => Database::open(&self.paths.data_dir)?
+                .read(|database| connect::on_record(database, &self.id)),
         };
         tie.renew(&self.paths.uplink(), on_record, init);
         selkie_sys::slim::trim_heap();

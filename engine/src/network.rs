@@ -13,6 +13,7 @@ pub(crate) mod connect;
 mod create;
 mod host_routes;
 pub(crate) mod lease;
+pub(crate) mod own_connector;
 pub(crate) mod ports;
 pub(crate) mod uplink_calls;
 

@@ -60,8 +60,16 @@ impl Tie {
         init: BorrowedFd<'_>,
     ) -> std::result::Result<(), UplinkError> {
         for _ in 0..ATTEMPTS {
-            let Connection { member, networks } = &self.plan;
-            match self.uplink.begin_attach(member, networks, namespace, init) {
+            let Connection {
+                member,
+                networks,
+                dedicated,
+            } = &self.plan;
+            let dedicated = dedicated.as_ref();
+            let begun = self
+                .uplink
+                .begin_attach(member, networks, dedicated, namespace, init);
+            match begun {
                 Err(UplinkError::Lost) => self.uplink = uplink::connect(&self.config)?,
                 other => return other,
             }
@@ -101,6 +109,7 @@ pub(crate) fn attach(
         match uplink.attach(
             &plan.member,
             &plan.networks,
+            plan.dedicated.as_ref(),
             namespace.as_fd(),
             init.as_fd(),
         ) {

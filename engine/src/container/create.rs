@@ -11,7 +11,7 @@ use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
 use crate::network::connect::{self, Connection, Who};
-use crate::network::ports;
+use crate::network::{own_connector, ports};
 use crate::options::{CreateOptions, MountSource, NetworkMode, RootSource, UsernsMode};
 use crate::state::{boot_id, now, observe};
 use crate::volume;
@@ -106,6 +106,7 @@ impl Engine {
         };
         let mut config = merge(&id, options, root.config.as_ref(), root.image_name, &login)?;
         let anonymous = volume::name_anonymous(&mut config.options.mounts)?;
+        own_connector::check(&config.options.network)?;
         ports::settle(&mut config.options)?;
         let created = now();
 

@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
-use selkie_net::network::HOST_ADDRESS;
+use selkie_net::name_server::SEARCH_DOMAIN;
+use selkie_net::network::{HOST_ADDRESS, Kind, Network};
+use selkie_net::resolv_conf::{
+    self, ContainerResolvConf, DnsOptions, ResolvConf, container_resolv_conf,
+};
 use selkie_userns::IdMaps;
 
-use super::resolv_conf::resolv_conf;
 use crate::error::{Error, Result};
 use crate::network::connect::Connection;
 use crate::options::{DnsServers, NameOptions, NetworkMode};
 
 /// Names of the host in every container that reaches it.
 const HOST_NAMES: [&str; 2] = ["host.containers.internal", "host.docker.internal"];
-
-/// Where a `pasta` of a container's own answers for name servers (`--dns-forward`).
-const PASTA_NAME_SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 
 /// What the files say; `None` leaves the image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,16 +40,30 @@ pub(crate) struct EtcFiles {
 pub(crate) struct Surroundings {
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
-    /// Who answers its questions about names.
+    /// The name server, in those of its networks that have names.
     pub name_servers: Vec<IpAddr>,
+    /// Who forwards its questions where no network has names.
+    pub forwarders: Vec<IpAddr>,
     /// The host as seen from it.
     pub host: Option<IpAddr>,
 }
 
 impl Surroundings {
-    /// Of a container in networks: their gateways are its name servers.
+    /// Of a container in networks: their gateways are its name servers. An internal network's
+    /// forwards nothing, and the others know its names as well, so it is asked only when all are.
     pub(crate) fn of(connection: &Connection) -> Self {
         let leads_out = connection.networks.iter().any(|network| !network.internal);
+        let asked = |network: &&Network| !network.internal || !leads_out;
+        let gateways = |named: bool| {
+            connection
+                .networks
+                .iter()
+                .filter(asked)
+                .filter(|network| (network.kind == Kind::Bridge && network.dns_enabled) == named)
+                .filter_map(|network| network.subnets.first())
+                .map(|subnet| subnet.gateway)
+                .collect()
+        };
         Self {
             addresses: connection
                 .member
@@ -58,46 +72,9 @@ impl Surroundings {
                 .flat_map(|attachment| &attachment.addresses)
                 .map(ipnet::IpNet::addr)
                 .collect(),
-            name_servers: connection
-                .networks
-                .iter()
-                .filter_map(|network| network.subnets.first())
-                .map(|subnet| subnet.gateway)
-                .collect(),
+            name_servers: gateways(true),
+            forwarders: gateways(false),
             host: leads_out.then_some(IpAddr::V4(HOST_ADDRESS)),
-        }
-    }
-}
-
-/// The addresses of `slirp4netns` in its network: the container, the name server, the host.
-const SLIRP_HOSTS: (u32, u32, u32) = (100, 3, 2);
-
-impl Surroundings {
-    /// Of a container with an uplink of its own; nothing is known of other modes.
-    pub(crate) fn of_own_uplink(network: &NetworkMode) -> Self {
-        match network {
-            // Its address is the host's own, which is known only once it runs.
-            NetworkMode::Pasta(_) => Self {
-                addresses: Vec::new(),
-                name_servers: vec![IpAddr::V4(PASTA_NAME_SERVER)],
-                host: Some(IpAddr::V4(HOST_ADDRESS)),
-            },
-            NetworkMode::Slirp4netns(options) => {
-                let base = options
-                    .iter()
-                    .filter_map(|option| option.strip_prefix("cidr="))
-                    .filter_map(|cidr| cidr.parse::<ipnet::Ipv4Net>().ok())
-                    .next_back()
-                    .map_or(Ipv4Addr::new(10, 0, 2, 0), |net| net.network());
-                let at = |host: u32| IpAddr::V4(Ipv4Addr::from(u32::from(base) | host));
-                let (own, name_server, host) = SLIRP_HOSTS;
-                Self {
-                    addresses: vec![at(own)],
-                    name_servers: vec![at(name_server)],
-                    host: Some(at(host)),
-                }
-            }
-            _ => Self::default(),
         }
     }
 }
@@ -148,12 +125,9 @@ impl EtcFiles {
             };
             Some(hosts(&base, network, around, names))
         };
-        let resolv_conf = match (network, &options.dns_servers) {
-            (NetworkMode::None, _) | (_, DnsServers::ImagesOwn) => None,
-            _ => {
-                let of_host = read_file(Path::new("/etc/resolv.conf"))?;
-                Some(resolv_conf(&of_host, &around.name_servers, options))
-            }
+        let resolv_conf = match network {
+            NetworkMode::None => None,
+            _ => resolv_conf(network, around, options)?,
         };
         Ok(Self {
             hosts,
@@ -201,6 +175,49 @@ impl EtcFiles {
         }
         Ok(written)
     }
+}
+
+/// What a container's `/etc/resolv.conf` says; `None` leaves the image's.
+fn resolv_conf(
+    network: &NetworkMode,
+    around: &Surroundings,
+    options: &NameOptions,
+) -> Result<Option<String>> {
+    let text = read_file(Path::new("/etc/resolv.conf"))?;
+    let asked = DnsOptions {
+        servers: match &options.dns_servers {
+            DnsServers::OfNetworks => resolv_conf::DnsServers::Inherited,
+            DnsServers::These(servers) => resolv_conf::DnsServers::Given(servers.clone()),
+            DnsServers::ImagesOwn => resolv_conf::DnsServers::Image,
+        },
+        search: match options.dns_search.as_deref() {
+            None => Vec::new(),
+            Some([]) => vec![".".into()],
+            Some(domains) => domains.to_vec(),
+        },
+        options: options.dns_options.clone(),
+    };
+    let shares_the_hosts = matches!(network, NetworkMode::Host | NetworkMode::Namespace(_));
+    if shares_the_hosts && asked == DnsOptions::default() {
+        return Ok(Some(text));
+    }
+    let host = ResolvConf::parse(text.as_bytes());
+    let forwarders = if shares_the_hosts {
+        host.servers.iter().map(|server| server.address).collect()
+    } else {
+        around.forwarders.clone()
+    };
+    let network_search = if around.name_servers.is_empty() {
+        Vec::new()
+    } else {
+        vec![SEARCH_DOMAIN.to_owned()]
+    };
+    Ok(container_resolv_conf(&ContainerResolvConf {
+        name_servers: around.name_servers.clone(),
+        forwarders,
+        network_search,
+        ..ContainerResolvConf::new(&host, &asked)
+    }))
 }
 
 fn write_owned(

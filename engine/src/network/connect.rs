@@ -10,6 +10,7 @@ use rusqlite::{Connection as Database, OptionalExtension, Transaction};
 use selkie_net::address;
 use selkie_net::member::Member;
 use selkie_net::network::{Attachment, DEFAULT_NETWORK, InterfaceName, Network};
+use selkie_net::uplink::Dedicated;
 use selkie_sys::process_identity::ProcessIdentity;
 
 use super::create::ensure_default;
@@ -37,6 +38,8 @@ pub(crate) struct Connection {
     pub member: Member,
     /// Definitions of the networks it is in, in the order of its attachments.
     pub networks: Vec<Network>,
+    /// A connector of its own instead of networks.
+    pub dedicated: Option<Dedicated>,
 }
 
 /// A container's place in a network, for `inspect`.
@@ -225,6 +228,7 @@ pub(crate) fn connect(
     Ok(Some(Connection {
         member: who.member(attachments),
         networks,
+        dedicated: None,
     }))
 }
 
@@ -325,6 +329,7 @@ pub(crate) fn on_record(database: &Database, id: &ContainerId) -> Result<Option<
     Ok(Some(Connection {
         member: who.member(attachments),
         networks,
+        dedicated: None,
     }))
 }
 
@@ -560,7 +565,10 @@ impl Engine {
         init: ProcessIdentity,
         call: impl FnOnce(&crate::EngineConfig, &Live<'_>) -> Result<()>,
     ) -> Result<()> {
-        let Some(Connection { member, networks }) = self.connection(id)? else {
+        let Some(Connection {
+            member, networks, ..
+        }) = self.connection(id)?
+        else {
             return Err(no_such_container(id.as_str()));
         };
         call(

@@ -70,6 +70,7 @@ fn tell(config: &EngineConfig, live: &Live<'_>, attempt: impl Fn() -> String) ->
     let connection = Connection {
         member: live.member.clone(),
         networks: live.networks.to_vec(),
+        dedicated: None,
     };
     crate::uplink::attach(&config.uplink(), &connection, live.init.pid, &init)
         .map(drop)

@@ -38,7 +38,7 @@ const DEDICATED_INTERFACE: &str = "tap0";
 const FEATURES_FILE: &str = "pasta-features.json";
 
 /// A program of a container's own, planned by whoever starts the container.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Dedicated {
     /// `pasta` with arguments of [`pasta::dedicated`].
     Pasta {

@@ -12,7 +12,8 @@ fn names<'a>(name: &'a str, host_name: &'a str, options: &'a NameOptions) -> Nam
 fn online() -> Surroundings {
     Surroundings {
         addresses: vec!["10.88.0.5".parse().unwrap(), "fd00::5".parse().unwrap()],
-        name_servers: vec!["10.88.0.1".parse().unwrap()],
+        name_servers: Vec::new(),
+        forwarders: vec!["10.88.0.1".parse().unwrap()],
         host: Some("169.254.1.2".parse().unwrap()),
     }
 }
@@ -180,19 +181,6 @@ fn a_link_planted_in_place_of_a_file_is_not_followed() {
     );
     assert!(change_hosts_file(temp.path(), &[], &[], &[]).is_err());
     assert_eq!(std::fs::read_to_string(&victim).unwrap(), "mine");
-}
-
-#[test]
-fn a_slirp4netns_of_its_own_numbers_by_its_network() {
-    let around = |options: &[&str]| {
-        let options = options.iter().map(|text| (*text).to_owned()).collect();
-        Surroundings::of_own_uplink(&NetworkMode::Slirp4netns(options))
-    };
-    assert_eq!(around(&[]).addresses[0].to_string(), "10.0.2.100");
-    assert_eq!(
-        around(&["mtu=1500", "cidr=192.168.7.0/24"]).name_servers[0].to_string(),
-        "192.168.7.3"
-    );
 }
 
 #[test]

@@ -52,6 +52,7 @@ impl Setup {
             stop_signal: 15,
         };
         let epilogue = Epilogue {
+            own_network: None,
             database: None,
             paths: paths(temp.path()),
             id: ContainerId::from_bytes([1; 32]),
