@@ -16,6 +16,10 @@ use crate::port_mapping::{PortMapping, Protocol};
 /// (net.core.somaxconn).
 const BACKLOG: i32 = 4096;
 
+/// Bytes of datagrams that may wait until this process gets to run; the kernel grants no more than
+/// net.core.rmem_max.
+const QUEUE: usize = 4 << 20;
+
 /// A socket on a port of the host, and the container's port it stands for.
 pub(super) struct Listening {
     pub socket: OwnedFd,
@@ -67,6 +71,9 @@ pub(super) fn open(at: &HostPort) -> Result<OwnedFd, Refusal> {
 fn prepare(socket: &Socket, at: &HostPort) -> io::Result<()> {
     if at.address.is_ipv6() {
         socket.set_only_v6(true)?;
+    }
+    if at.protocol == Protocol::Udp {
+        socket.set_recv_buffer_size(QUEUE)?;
     }
     match (at.protocol, at.address) {
         (Protocol::Tcp, _) => {

@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
@@ -108,7 +109,9 @@ async fn attempt(
         .sockets
         .transparent(Transport::Stream, source)
         .await?;
-    TcpSocket::from_std_stream(socket.into())
+    let connection = TcpSocket::from_std_stream(socket.into())
         .connect(destination)
-        .await
+        .await?;
+    set_socket_linger(&connection, None)?;
+    Ok(connection)
 }

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
@@ -24,6 +25,9 @@ use tokio::sync::oneshot;
 
 /// How many transparent sockets of one kind are made at once.
 const BATCH: usize = 8;
+
+/// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
+const QUEUE: usize = 1 << 20;
 
 /// What the thread needs: to make sockets transparent, and to bind ports below 1024.
 const NEEDED: CapabilitySet = CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE);
@@ -94,7 +98,8 @@ impl UplinkSockets {
     }
 
     /// A nonblocking socket that sends with the address `source`, whosever it is. Its port is kept
-    /// when it is free, and left to the kernel when it is 0 or taken.
+    /// when it is free, and left to the kernel when it is 0 or taken. Closing a stream resets it until
+    /// its linger option is taken away.
     pub(super) async fn transparent(
         &self,
         transport: Transport,
@@ -196,10 +201,15 @@ fn transparent(transport: Transport, v4: bool) -> io::Result<Socket> {
     } else {
         socket.set_ip_transparent_v6(true)?;
     }
-    if transport == Transport::Stream {
-        // A client may come back with the port of a connection that is still in TIME_WAIT here.
-        socket.set_reuse_address(true)?;
-        socket.set_tcp_nodelay(true)?;
+    match transport {
+        Transport::Stream => {
+            // A client may come back with the port of a connection still in TIME_WAIT here.
+            socket.set_reuse_address(true)?;
+            socket.set_tcp_nodelay(true)?;
+            // Given up while it connects, it may be connected already: the server hears of a reset.
+            socket.set_linger(Some(Duration::ZERO))?;
+        }
+        Transport::Datagram => socket.set_recv_buffer_size(QUEUE)?,
     }
     Ok(socket)
 }

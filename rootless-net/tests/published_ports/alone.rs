@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use selkie_net::forwarder::sandbox::{FileAccess, Sandbox};
 use selkie_net::forwarder::{Forwarder, HostTables, Limits, PublishError};
-use selkie_net::port_mapping::Protocol;
+use selkie_net::port_mapping::{PortMapping, Protocol};
 
 use crate::Test;
 use crate::host::{Host, mapping};
@@ -185,6 +185,18 @@ fn shortage() {
     let ports = [mapping(Protocol::Tcp, 8080, 80)];
     host.publish("c", &ports, target()).unwrap();
     assert_eq!(getrlimit(Resource::Nofile).current, Some(600));
+    let too_many = PortMapping {
+        host_port: 9000,
+        count: 1000,
+        ..ports[0].clone()
+    };
+    match host.publish("c", &[too_many], target()).unwrap_err() {
+        PublishError::TooMany { ports, free, limit } => {
+            assert_eq!((ports, limit), (2000, 600));
+            assert!(free < 300);
+        }
+        other => panic!("{other}"),
+    }
     let mut streams: Vec<TcpStream> = (0..100)
         .map(|_| connect(&lab.client, at(HOST_V4, 8080)))
         .collect();

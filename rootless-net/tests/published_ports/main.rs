@@ -16,7 +16,7 @@ use selkie_sys::child::unshare;
 use selkie_sys::clone::CloneNamespaces;
 
 /// What root runs the tests as: any number that nobody has.
-const NOBODY: u32 = 54321;
+const NOBODY: u32 = 54_387;
 
 type Test = (&'static str, fn());
 
