@@ -58,6 +58,25 @@ impl Target {
         })
     }
 
+    /// The way to the container's address of the other family, where it has one; the client's address
+    /// cannot be kept on it.
+    pub(super) fn other_path(&self, path: &Path) -> Option<Path> {
+        let (destination, gateway): (IpAddr, IpAddr) = match path.destination {
+            IpAddr::V4(_) => (
+                self.v6?.into(),
+                self.gateway_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+            ),
+            IpAddr::V6(_) => (
+                self.v4?.into(),
+                self.gateway_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+            ),
+        };
+        Some(Path {
+            destination,
+            source: SocketAddr::new(gateway, 0),
+        })
+    }
+
     /// Whether `destination` is still the container's.
     pub(super) fn has(&self, destination: IpAddr) -> bool {
         match destination {

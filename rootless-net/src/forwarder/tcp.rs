@@ -65,10 +65,11 @@ async fn forward(
         reset(&near);
         return Err(io::Error::other("it has no address"));
     };
+    let other = to.borrow().as_ref().and_then(|to| to.other_path(&path));
     let gone = to.wait_for(|target| !target.as_ref().is_some_and(|to| to.has(path.destination)));
     let mut gone = pin!(gone);
     let far = tokio::select! {
-        far = connect(shared, path, port) => far.inspect_err(|_| reset(&near))?,
+        far = connect_either(shared, path, other, port) => far.inspect_err(|_| reset(&near))?,
         // The client has given up; what it may have said reaches nobody.
         _ = near.ready(Interest::ERROR) => return Ok(()),
         _ = &mut gone => {
@@ -84,6 +85,24 @@ async fn forward(
         }
     }
     Ok(())
+}
+
+/// A client that was accepted does not try its other address any more, as one that was refused would
+/// (`localhost` is both ::1 and 127.0.0.1). So a server that serves one family only is looked for in
+/// the other too.
+async fn connect_either(
+    shared: &Shared,
+    path: Path,
+    other: Option<Path>,
+    port: u16,
+) -> io::Result<TcpStream> {
+    match (connect(shared, path, port).await, other) {
+        (Err(error), Some(other)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // What the first one said is closer to what the client asked for.
+            connect(shared, other, port).await.map_err(|_| error)
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 async fn connect(shared: &Shared, path: Path, port: u16) -> io::Result<TcpStream> {

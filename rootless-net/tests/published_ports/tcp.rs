@@ -18,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("tcp_clients_keep_their_address", clients_keep_their_address),
     ("tcp_clients_on_the_host_are_served", clients_on_the_host),
     ("tcp_reaches_the_other_family", the_other_family),
+    ("tcp_finds_a_server_of_one_family", a_server_of_one_family),
     ("tcp_privileged_client_ports", privileged_client_ports),
     ("tcp_half_close_is_passed_on", half_close),
     ("tcp_resets_are_passed_on", resets),
@@ -138,6 +139,17 @@ fn the_other_family() {
         .unwrap();
     assert_eq!(peer_seen(&lab.client, at(HOST_V6, 8084)).ip(), GATEWAY_V4);
     assert_eq!(peer_seen(&lab.client, at(HOST_V4, 8086)).ip(), GATEWAY_V6);
+}
+
+/// The container has both families and its server one, as many have that bind 0.0.0.0.
+fn a_server_of_one_family() {
+    let lab = Lab::new();
+    server(&lab, CONTAINER_V4, tell_peer);
+    let host = Host::new(&lab);
+    let ports = [mapping(Protocol::Tcp, PORT, 80)];
+    host.publish("c", &ports, target()).unwrap();
+    assert_eq!(peer_seen(&lab.client, at(HOST_V4, PORT)).ip(), CLIENT_V4);
+    assert_eq!(peer_seen(&lab.client, at(HOST_V6, PORT)).ip(), GATEWAY_V4);
 }
 
 fn privileged_client_ports() {
