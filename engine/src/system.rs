@@ -16,6 +16,7 @@ use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
 
 use crate::container::remove::remove_row_and_files;
+use crate::container::spare;
 use crate::container::start::record_exit;
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::Durability;
@@ -70,6 +71,7 @@ enum Remedy {
     RecordExit(ContainerId, ExitRecord),
     RemoveContainerDirectory(ContainerId, PathBuf),
     KillContainer(RunState, PathBuf),
+    RemoveSpare(PathBuf),
     RemoveTree(PathBuf),
     RemoveSocket(PathBuf),
     Unmount(PathBuf),
@@ -148,6 +150,16 @@ impl Engine {
             });
         }
         findings.extend(self.compare_rows_and_files()?);
+        for path in spare::dead(&self.config)? {
+            findings.push(Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::ContainerDirectory,
+                    what: path.display().to_string(),
+                    reason: "it was kept for the next container, and its mount is gone".to_owned(),
+                },
+                remedy: Remedy::RemoveSpare(path),
+            });
+        }
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
         Ok(findings)
@@ -229,8 +241,8 @@ impl Engine {
         }
     }
 
-    /// Containers' mounts live in their own namespaces, so in the login's there is only the one of
-    /// the metadata trees.
+    /// Containers' mounts live in their own namespaces, so in the login's there are only the one of
+    /// the metadata trees and those of spares.
     fn find_mounts(&self) -> Result<Vec<Finding>> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Error::machine("read /proc/self/mountinfo", error))?;
@@ -240,6 +252,10 @@ impl Engine {
         for point in mount_points_below(&table, &self.config.data_dir) {
             if point == trees && !has_trees {
                 has_trees = true;
+                continue;
+            }
+            // Unmounted with the directory it is in, which is looked at elsewhere.
+            if spare::is_root_of_one(&self.config, &point) {
                 continue;
             }
             findings.push(Finding {
@@ -282,7 +298,7 @@ impl Engine {
             Remedy::RemoveContainerDirectory(id, path) => {
                 // Whoever holds the lock is removing it.
                 match LockedContainer::try_lock_existing(&self.config, &id) {
-                    Ok(Some(_lock)) => Ok(remove_tree(&path)?),
+                    Ok(Some(_lock)) => spare::remove_directory(&path),
                     Ok(None) => Ok(()),
                     Err(_) if !path.exists() => Ok(()),
                     Err(error) => Err(error),
@@ -290,8 +306,9 @@ impl Engine {
             }
             Remedy::KillContainer(state, path) => {
                 self.kill_and_wait(&state)?;
-                Ok(remove_tree(&path)?)
+                spare::remove_directory(&path)
             }
+            Remedy::RemoveSpare(path) => spare::remove_spare(&path),
             Remedy::RemoveTree(path) => Ok(remove_tree(&path)?),
             Remedy::RemoveSocket(path) => match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -423,7 +440,7 @@ fn kill(identity: &ProcessIdentity) -> Result<()> {
 }
 
 /// Names in a directory that may be absent.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let failed = |error| Error::machine(format!("list {}", dir.display()), error);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

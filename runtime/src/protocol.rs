@@ -9,7 +9,7 @@
 //! parent → child   Root + fd   the root file system, a detached mount
 //! parent → child   User        who to be
 //! child → parent   Terminal+fd the master side, when there is a terminal
-//! child → parent   Ready       set up; waiting before exec
+//! child → parent   Ready       set up; about to wait before exec
 //! parent → child   Go          exec now
 //! ```
 //!

@@ -223,6 +223,7 @@ impl Setup {
                 identity,
                 pidfd,
                 terminal,
+                mount_namespace: None,
                 gate,
                 wording,
             }),

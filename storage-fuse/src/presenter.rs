@@ -132,10 +132,7 @@ pub fn is_root_parked(directory: BorrowedFd<'_>, name: &str) -> bool {
 }
 
 /// A detached mount of what [`park_root`] has mounted on `name`.
-pub fn clone_parked_root(
-    directory: BorrowedFd<'_>,
-    name: &str,
-) -> Result<OwnedFd, StoreError> {
+pub fn clone_parked_root(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, StoreError> {
     let clone = open_tree(
         directory,
         name,

@@ -108,11 +108,7 @@ fn look_at(directory: BorrowedFd<'_>, path: &CString) -> Result<Option<Look>, Er
 }
 
 /// Adds what is in a directory.
-fn list(
-    directory: BorrowedFd<'_>,
-    path: &CString,
-    marks: &mut Vec<Mark>,
-) -> Result<(), Errno> {
+fn list(directory: BorrowedFd<'_>, path: &CString, marks: &mut Vec<Mark>) -> Result<(), Errno> {
     // NOATIME: our own listing must not show.
     let flags =
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::NOATIME | OFlags::CLOEXEC;
@@ -170,25 +166,40 @@ mod tests {
     fn an_untouched_tree_holds() {
         let (temp, directory, seal) = sealed();
         assert!(seal.holds(directory.as_fd()));
-        assert_eq!(std::fs::read(temp.path().join("upper/etc/hosts")).unwrap(), b"x");
+        assert_eq!(
+            std::fs::read(temp.path().join("upper/etc/hosts")).unwrap(),
+            b"x"
+        );
         assert!(seal.holds(directory.as_fd()), "reading changes nothing");
     }
 
     #[test]
     fn every_change_is_seen() {
-        assert!(is_seen(|upper| std::fs::write(upper.join("new"), "").unwrap()));
+        assert!(is_seen(
+            |upper| std::fs::write(upper.join("new"), "").unwrap()
+        ));
         assert!(is_seen(|upper| {
             std::fs::write(upper.join("etc/new"), "").unwrap();
             std::fs::remove_file(upper.join("etc/new")).unwrap();
         }));
-        assert!(is_seen(|upper| std::fs::write(upper.join("etc/hosts"), "y").unwrap()));
-        assert!(is_seen(|upper| std::fs::remove_file(upper.join("etc/hosts")).unwrap()));
+        assert!(is_seen(|upper| std::fs::write(
+            upper.join("etc/hosts"),
+            "y"
+        )
+        .unwrap()));
+        assert!(is_seen(|upper| std::fs::remove_file(
+            upper.join("etc/hosts")
+        )
+        .unwrap()));
         assert!(is_seen(|upper| {
             let mode = std::fs::Permissions::from_mode(0o600);
             std::fs::set_permissions(upper.join("etc/hosts"), mode).unwrap();
         }));
         assert!(is_seen(|upper| {
-            let file = std::fs::File::options().write(true).open(upper.join("etc/hosts")).unwrap();
+            let file = std::fs::File::options()
+                .write(true)
+                .open(upper.join("etc/hosts"))
+                .unwrap();
             let before = file.metadata().unwrap().modified().unwrap();
             file.set_modified(before).unwrap();
         }));

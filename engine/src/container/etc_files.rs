@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use selkie_userns::IdMaps;
 
 use crate::error::{Error, Result};
+use crate::layout::write_over;
 use crate::options::NetworkMode;
 
 /// What the three files say.
@@ -94,14 +95,10 @@ fn write_owned(
     let file = rustix::fs::openat(
         dir,
         name,
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         mode,
     )?;
-    let mut rest = content;
-    while !rest.is_empty() {
-        let count = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))?;
-        rest = &rest[count..];
-    }
+    write_over(file.as_fd(), content)?;
     rustix::fs::fchown(&file, Some(owner), Some(group))?;
     // After chown, and whatever the caller's umask.
     rustix::fs::fchmod(&file, mode)
