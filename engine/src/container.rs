@@ -16,6 +16,7 @@ pub(crate) mod list;
 pub(crate) mod merge;
 pub(crate) mod name;
 pub(crate) mod remove;
+mod resolv_conf;
 mod root_view;
 pub(crate) mod spare;
 pub(crate) mod start;

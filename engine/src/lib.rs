@@ -15,12 +15,14 @@ mod layout;
 mod log_writer;
 pub mod logs;
 mod monitor;
+pub mod network;
 pub mod options;
 mod spec;
 mod state;
 pub mod system;
 #[cfg(test)]
 mod testing;
+mod uplink;
 pub mod volume;
 
 use std::path::PathBuf;
@@ -45,6 +47,8 @@ pub struct EngineConfig {
     pub run_dir: PathBuf,
     /// Compiled seccomp filters and the like (`~/.cache/selkie`).
     pub cache_dir: PathBuf,
+    /// Where helpers such as `pasta` and `nft` are looked for.
+    pub search_path: Vec<PathBuf>,
 }
 
 /// An open engine: the calling process is root in the login's pause namespace.

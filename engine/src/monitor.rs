@@ -20,11 +20,14 @@
 
 mod relay;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile};
+use selkie_runtime::default_spec::Network;
+use selkie_runtime::launch::{
+    ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
+};
 use selkie_storage::Store;
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
@@ -35,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Engine;
 use crate::attach::{ServerEnd, listen};
-use crate::container::etc_files::EtcFiles;
+use crate::container::etc_files::{EtcFiles, Names, Surroundings};
 use crate::container::merge::{Login, host_name};
 use crate::container::remove::{delete_row, prepare_to_delete, remove_files};
 use crate::container::spare::{self, Candidate};
@@ -45,9 +48,11 @@ use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
-use crate::options::{MountSource, PidMode};
-use crate::state::{self, RunState, boot_id, now};
+use crate::network::connect;
+use crate::options::{MountSource, NetworkMode, PidMode};
+use crate::state::{self, Observed, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
+use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
@@ -118,6 +123,7 @@ struct Running {
     started: String,
     database: Option<Database>,
     candidate: Option<Candidate>,
+    tie: Option<KeptTie>,
 }
 
 /// What is made while the container's process makes its mounts.
@@ -210,6 +216,7 @@ impl<'e> Monitor<'e> {
             running.streams = Streams::terminal(terminal);
         }
         let mut relay = Relay {
+            tie: running.tie,
             pidfd,
             streams: running.streams,
             signals: running.signals,
@@ -252,11 +259,11 @@ impl<'e> Monitor<'e> {
                 host_name: &uname.nodename().to_string_lossy(),
             },
         );
-        let etc = EtcFiles::new(launch.config.options.network, &launch.name, &host)?.write(
-            launch.lock.as_fd(),
-            &launch.lock.path,
-            &launch.maps,
-        )?;
+        let etc =
+            self.etc_files(&host)?
+                .write(launch.lock.as_fd(), &launch.lock.path, &launch.maps)?;
+        // Open for as long as the runtime may need it.
+        let (network, _shared) = self.network()?;
         let spec = spec::build(
             &engine.config,
             &launch.config,
@@ -264,6 +271,7 @@ impl<'e> Monitor<'e> {
             &launch.maps,
             &engine.pause.host_maps,
             &etc,
+            network,
         )?;
         let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
@@ -284,12 +292,22 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
+        let mut tie = match &launch.connection {
+            Some(plan) => Some(Tie::new(engine.config.uplink(), plan.clone())?),
+            None => None,
+        };
+        let mut connect = tie.as_mut().map(|tie| {
+            |namespace: BorrowedFd<'_>, init: BorrowedFd<'_>| Ok(tie.begin(namespace, init)?)
+        });
         let mut aside = Err(Error::machine("start the container", "it was not prepared"));
         let mut meanwhile = |init| aside = self.prepare_aside(init);
         let request = LaunchRequest {
             spec: &spec,
             stdio,
             provide_root: &mut provide_root,
+            connect_network: connect
+                .as_mut()
+                .map(|connect| connect as &mut ConnectNetwork<'_>),
             cgroup: None,
             init: launch.config.options.init,
             seccomp_cache_dir: Some(&engine.config.cache_dir),
@@ -301,11 +319,17 @@ impl<'e> Monitor<'e> {
             started,
             database,
         } = aside?;
+        if let Some(tie) = &mut tie {
+            for warning in tie.finish(launched.identity.pid, launched.pidfd.as_fd())? {
+                tracing::warn!("{warning}");
+            }
+        }
         let lot = self.launch.lot.take();
         let launch = &self.launch;
         let candidate = lot.and_then(|lot| Candidate::of(lot, launch.lock.as_fd(), second_mount));
         state::commit_state(launch.lock.as_fd())?;
         launched.start()?;
+        let init = launched.identity.pid;
         Ok(Running {
             candidate,
             launched,
@@ -314,7 +338,65 @@ impl<'e> Monitor<'e> {
             listener,
             started,
             database,
+            tie: tie.map(|tie| KeptTie::new(tie, init)),
         })
+    }
+
+    /// The network namespace, and where it is another container's, what keeps its path valid.
+    fn network(&self) -> Result<(Network, Option<OwnedFd>)> {
+        match &self.launch.config.options.network {
+            NetworkMode::Host => Ok((Network::Host, None)),
+            NetworkMode::Namespace(path) => Ok((Network::Existing(path.clone()), None)),
+            NetworkMode::Container(id) => {
+                let namespace = self.network_of(id)?;
+                let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+                Ok((Network::Existing(path.into()), Some(namespace)))
+            }
+            _ => Ok((Network::Own, None)),
+        }
+    }
+
+    fn network_of(&self, id: &str) -> Result<OwnedFd> {
+        let attempt = || format!("share the network of container {id}");
+        let not_running = || {
+            Error::new(
+                ErrorKind::Conflict,
+                format!("{}: it does not run", attempt()),
+            )
+            .with_hint(format!("selkie start {}", &id[..id.len().min(12)]))
+        };
+        let other = ContainerId::parse(id).ok_or_else(not_running)?;
+        let Observed::Running(state) = self.engine.observe(&other)? else {
+            return Err(not_running());
+        };
+        let path = format!("/proc/{}/ns/net", state.init.pid);
+        let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::machine(format!("{}: open {path}", attempt()), errno))?;
+        // Now it is pinned, so what it belongs to cannot change any more.
+        if !state.init.is_running() {
+            return Err(not_running());
+        }
+        Ok(namespace)
+    }
+
+    fn etc_files(&self, host_name: &str) -> Result<EtcFiles> {
+        let launch = &self.launch;
+        let options = &launch.config.options;
+        let around = launch.connection.as_ref().map_or_else(
+            || Surroundings::of_own_uplink(&options.network),
+            Surroundings::of,
+        );
+        let shared = match &options.network {
+            NetworkMode::Container(id) => ContainerId::parse(id),
+            _ => None,
+        };
+        let shared = shared.map(|id| self.engine.config.container_dir(&id).join("etc"));
+        let names = Names {
+            name: &launch.name,
+            host_name,
+            options: &options.names,
+        };
+        EtcFiles::new(&options.network, &around, names, shared.as_deref())
     }
 
     /// Everything that can be done while the container's process is busy with its mounts.
@@ -437,6 +519,16 @@ impl<'e> Monitor<'e> {
 }
 
 impl Epilogue {
+    /// Ties the container to the uplink again, as its row says now.
+    fn renew_tie(&self, tie: &mut KeptTie, init: BorrowedFd<'_>) {
+        let on_record = || {
+            Database::open(&self.paths.data_dir)?
+                .read(|database| connect::on_record(database, &self.id))
+        };
+        tie.renew(&self.paths.uplink(), on_record, init);
+        selkie_sys::slim::trim_heap();
+    }
+
     /// Makes the attach socket again.
     fn listen_again(&self) -> Result<OwnedFd> {
         make_socket(&self.paths, &self.id)

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use selkie_net::uplink;
 use selkie_storage::remove_tree;
 use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
@@ -43,6 +44,8 @@ pub enum LeftoverKind {
     Socket,
     /// A mount in the login's namespace that nothing uses.
     Mount,
+    /// What an uplink left that nobody looks after any more.
+    Uplink,
     /// A file of the image store that no image needs.
     StoreFile,
 }
@@ -74,6 +77,7 @@ enum Remedy {
     RemoveSpare(PathBuf),
     RemoveTree(PathBuf),
     RemoveSocket(PathBuf),
+    RemoveUplink(PathBuf),
     Unmount(PathBuf),
     CleanStore,
 }
@@ -162,6 +166,7 @@ impl Engine {
         }
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
+        findings.extend(self.find_uplinks()?);
         Ok(findings)
     }
 
@@ -242,11 +247,12 @@ impl Engine {
     }
 
     /// Containers' mounts live in their own namespaces, so in the login's there are only the one of
-    /// the metadata trees and those of spares.
+    /// the metadata trees, those of spares, and the uplinks' (see `find_uplinks`).
     fn find_mounts(&self) -> Result<Vec<Finding>> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Error::machine("read /proc/self/mountinfo", error))?;
         let trees = self.store.root().join("trees");
+        let uplinks = self.config.uplink().dir;
         let mut has_trees = false;
         let mut findings = Vec::new();
         for point in mount_points_below(&table, &self.config.data_dir) {
@@ -255,7 +261,7 @@ impl Engine {
                 continue;
             }
             // Unmounted with the directory it is in, which is looked at elsewhere.
-            if spare::is_root_of_one(&self.config, &point) {
+            if spare::is_root_of_one(&self.config, &point) || point.starts_with(&uplinks) {
                 continue;
             }
             findings.push(Finding {
@@ -268,6 +274,21 @@ impl Engine {
             });
         }
         Ok(findings)
+    }
+
+    /// An uplink whose supervisor died is taken over by the containers on it; without any it stays.
+    fn find_uplinks(&self) -> Result<Vec<Finding>> {
+        Ok(uplink::leftovers(&self.config.uplink())?
+            .into_iter()
+            .map(|path| Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::Uplink,
+                    what: path.display().to_string(),
+                    reason: "its supervisor does not run any more".to_owned(),
+                },
+                remedy: Remedy::RemoveUplink(path),
+            })
+            .collect())
     }
 
     fn find_store_garbage(&self) -> Result<Vec<Finding>> {
@@ -320,6 +341,7 @@ impl Engine {
                 rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH)
                     .map_err(|errno| Error::machine(format!("unmount {}", path.display()), errno))
             }
+            Remedy::RemoveUplink(path) => Ok(uplink::remove_leftover(&path)?),
             Remedy::CleanStore => {
                 let lock = self.store.lock_exclusive()?;
                 let live = self.live_images()?;

@@ -130,6 +130,7 @@ impl Child {
             Step::OpenDirectory { slot, path } => self.open_directory(*slot, path).plain(),
             Step::NewSession => new_session(),
             Step::Loopback => child::bring_up_loopback().plain(),
+            Step::GiveNetwork => self.give_network().plain(),
             Step::HostName(name) => rustix::system::sethostname(name.as_bytes()).plain(),
             Step::DomainName(name) => rustix::system::setdomainname(name.as_bytes()).plain(),
             Step::Create {
@@ -190,6 +191,13 @@ impl Child {
             Step::FindCommand => self.find_command(),
             Step::Execute => self.execute(),
         }
+    }
+
+    fn give_network(&self) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(c"/proc/self/ns/net", flags, Mode::empty())?;
+        let tag = [Tag::Network as u8];
+        send_one(self.channel.as_fd(), &tag, Some(namespace.as_fd()))
     }
 
     fn slot(&self, slot: Slot) -> Result<BorrowedFd<'_>, Errno> {

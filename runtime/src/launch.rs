@@ -70,6 +70,10 @@ pub struct ProvidedRoot {
 pub type ProvideRoot<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<ProvidedRoot, Box<dyn std::error::Error + Send + Sync>>
     + 'a;
 
+/// Connects the container's network, given its namespace and a pidfd of its init.
+pub type ConnectNetwork<'a> = dyn FnMut(BorrowedFd<'_>, BorrowedFd<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
+
 /// Everything needed to launch. ID maps come from `spec.linux.uid_mappings/gid_mappings`
 /// (container ↔ caller's user namespace) and are written by the caller's process directly.
 pub struct LaunchRequest<'a> {
@@ -81,6 +85,9 @@ pub struct LaunchRequest<'a> {
     pub stdio: Stdio,
     /// Called in the parent with the container's user namespace; gives the root file system.
     pub provide_root: &'a mut ProvideRoot<'a>,
+    /// Called in the parent once the container's own network namespace exists, while the child makes
+    /// its mounts. Only where the spec asks for a new one.
+    pub connect_network: Option<&'a mut ConnectNetwork<'a>>,
     /// A cgroup v2 directory to start in.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Run a small init as PID 1 (`--init`): reaps, forwards signals, exits as its child does.
@@ -161,6 +168,7 @@ pub fn launch_meanwhile(
         spec,
         stdio,
         provide_root,
+        connect_network,
         cgroup,
         init,
         seccomp_cache_dir,
@@ -179,7 +187,13 @@ pub fn launch_meanwhile(
         gid: Map::of("GID", linux.gid_mappings())?,
     };
     let who = Who::of(process, &maps)?;
-    let namespaces = Namespaces::of(spec)?;
+    let mut namespaces = Namespaces::of(spec)?;
+    namespaces.gives_network = connect_network.is_some();
+    if namespaces.gives_network && !namespaces.new.contains(CloneNamespaces::NETWORK) {
+        return Err(invalid(
+            "only a network namespace of its own can be connected",
+        ));
+    }
 
     let mut preparation = Preparation::new(spec, &namespaces, &maps.uid, &maps.gid)?;
     preparation.names()?;
@@ -244,6 +258,10 @@ pub fn launch_meanwhile(
     // While it is dumpable, that is, before it becomes the user.
     let mount_namespace = open_namespace(pid, "mnt")?;
     provide(&setup, &maps, &who, provide_root, &script.stdio)?;
+    if let Some(connect_network) = connect_network {
+        let network = setup.network()?;
+        connect_network(network.as_fd(), setup.pidfd()?).map_err(LaunchError::Network)?;
+    }
     meanwhile(ProcessIdentity::of(pid)?);
     let mut launched = setup.finish()?;
     launched.mount_namespace = Some(mount_namespace);
@@ -398,6 +416,9 @@ pub enum LaunchError {
     /// A call in the parent failed.
     #[error(transparent)]
     Sys(#[from] selkie_sys::SysError),
+    /// The caller's `connect_network` failed.
+    #[error("{0}")]
+    Network(Box<dyn std::error::Error + Send + Sync>),
     /// The caller's `provide_root` failed.
     #[error("{0}")]
     Root(Box<dyn std::error::Error + Send + Sync>),

@@ -86,6 +86,8 @@ pub(crate) enum Step {
     NewSession,
     /// Brings up the loopback device of a new network namespace.
     Loopback,
+    /// Hands the parent the network namespace made before, for it to connect.
+    GiveNetwork,
     /// `sethostname`.
     HostName(String),
     /// `setdomainname`.
@@ -241,6 +243,7 @@ impl Step {
             }
             Self::NewSession => "start a session with a keyring of its own".into(),
             Self::Loopback => "bring up the loopback device".into(),
+            Self::GiveNetwork => "hand over the container's network namespace".into(),
             Self::HostName(name) => format!("set the host name to {name:?}"),
             Self::DomainName(name) => format!("set the domain name to {name:?}"),
             Self::Create { file_system, .. } => describe_create(file_system, detail),

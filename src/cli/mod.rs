@@ -392,9 +392,9 @@ mod tests {
                 .contains("--memory is not offered yet")
         );
         assert!(
-            said(&["run", "-p", "80:80", "i"])
+            said(&["run", "-m", "1g", "i"])
                 .message
-                .contains("-p is not offered yet")
+                .contains("-m is not offered yet")
         );
         assert!(
             said(&["run", "--nmae", "x"])

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use selkie_engine::container::{Container, Status};
 use selkie_engine::images::Image;
 use selkie_engine::options::{
-    MountOption, MountSource, NetworkMode, PidMode, RootSource, SeccompOption, UsernsMode,
+    MountOption, MountSource, PidMode, RootSource, SeccompOption, UsernsMode,
 };
 use selkie_engine::{Engine, IdExtent};
 use serde::Serialize;
@@ -173,7 +173,7 @@ struct HostConfig {
     #[serde(rename = "ContainerIDFile")]
     container_id_file: String,
     log_config: LogConfig,
-    network_mode: &'static str,
+    network_mode: String,
     port_bindings: BTreeMap<String, String>,
     restart_policy: RestartPolicy,
     auto_remove: bool,
@@ -387,10 +387,7 @@ fn host_config(engine: &Engine, of: &Container) -> HostConfig {
             size: "0B",
             ..LogConfig::default()
         },
-        network_mode: match options.network {
-            NetworkMode::None => "none",
-            NetworkMode::Host => "host",
-        },
+        network_mode: options.network.describe(),
         auto_remove: options.remove,
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),

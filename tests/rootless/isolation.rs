@@ -1,7 +1,7 @@
 //! Containers cannot harm each other nor the login, even in one PID namespace.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -463,8 +463,8 @@ fn the_engines_binary_is_safe(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     // A copy that the login itself may write: what protects it must not be its owner.
     let before = std::fs::read(&ground.binary)?;
-    let own = login.write(&ground.unique("selkie"), &before)?;
-    std::fs::set_permissions(&own, std::fs::Permissions::from_mode(0o755))?;
+    let own = login.home.join(ground.unique("selkie"));
+    login.copy_program(&ground.binary, &own)?;
     for mode in ["auto", "host", "keep-id"] {
         // /proc/self/exe as the entry point is how a container has re-entered its engine before.
         let mut all = vec!["run", "--rm", "--userns", mode, "--user", "0"];

@@ -76,6 +76,25 @@ impl Login {
         Ok(path)
     }
 
+    /// Copies a program to `path`, for the login. Not by writing it ourselves: a command that another
+    /// test starts meanwhile would inherit the descriptor, and what anybody has open for writing
+    /// cannot be executed.
+    pub fn copy_program(&self, from: &Path, path: &Path) -> Result<()> {
+        let mut install = Command::new("install");
+        install.args(["-m", "0755"]);
+        if self.is_root {
+            install.args(["-o", &self.user.uid.to_string()]);
+            install.args(["-g", &self.user.gid.to_string()]);
+        }
+        let status = install
+            .arg(from)
+            .arg(path)
+            .status()
+            .context("run install")?;
+        ensure!(status.success(), "install {}: {status}", path.display());
+        Ok(())
+    }
+
     /// Any program, as this login, in its home, with a clean environment.
     pub fn program(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Call<'_> {
         let program = program.as_ref();

@@ -1,5 +1,7 @@
 //! Each option of `run` and `create` does its job.
 
+use std::path::Path;
+
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 
@@ -499,19 +501,8 @@ fn rootfs(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     let root = login.home.join(ground.unique("rootfs"));
     login.make_directory(&root, 0o755)?;
-    let busybox = std::fs::read("/bin/busybox").or_else(|_| std::fs::read("/usr/bin/busybox"))?;
-    std::fs::create_dir(root.join("bin"))?;
-    let program = root.join("bin/busybox");
-    std::fs::write(&program, busybox)?;
-    std::fs::set_permissions(
-        &program,
-        std::os::unix::fs::PermissionsExt::from_mode(0o755),
-    )?;
-    if ground.is_root {
-        for path in [root.join("bin"), program] {
-            std::os::unix::fs::chown(path, Some(login.user.uid), Some(login.user.gid))?;
-        }
-    }
+    login.make_directory(&root.join("bin"), 0o755)?;
+    login.copy_program(Path::new("/bin/busybox"), &root.join("bin/busybox"))?;
     let directory = root.to_string_lossy();
     let seen = login.ok(&[
         "run",

@@ -1,44 +1,164 @@
 //! `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container, as Podman writes them, and the
 //! empty `/run/.containerenv` by which programs notice that they are in a container.
+//!
+//! `/etc/hosts` begins with what the caller adds and with the host's own file; the names a container
+//! gets by itself (`localhost`, the host's, its own) follow where those before have not taken them.
 
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
+use selkie_net::network::HOST_ADDRESS;
 use selkie_userns::IdMaps;
 
+use super::resolv_conf::resolv_conf;
 use crate::error::{Error, Result};
 use crate::layout::write_over;
-use crate::options::NetworkMode;
+use crate::network::connect::Connection;
+use crate::options::{DnsServers, NameOptions, NetworkMode};
 
-/// What the three files say.
+/// Names of the host in every container that reaches it.
+const HOST_NAMES: [&str; 2] = ["host.containers.internal", "host.docker.internal"];
+
+/// Where a `pasta` of a container's own answers for name servers (`--dns-forward`).
+const PASTA_NAME_SERVER: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// What the files say; `None` leaves the image's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EtcFiles {
     /// `/etc/hosts`.
-    pub hosts: String,
+    pub hosts: Option<String>,
     /// `/etc/hostname`.
-    pub hostname: String,
+    pub hostname: Option<String>,
     /// `/etc/resolv.conf`; without a network there is no server to name, so the image's stays.
     pub resolv_conf: Option<String>,
 }
 
+/// Where the container is in its network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Surroundings {
+    /// Its own addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Who answers its questions about names.
+    pub name_servers: Vec<IpAddr>,
+    /// The host as seen from it.
+    pub host: Option<IpAddr>,
+}
+
+impl Surroundings {
+    /// Of a container in networks: their gateways are its name servers.
+    pub(crate) fn of(connection: &Connection) -> Self {
+        let leads_out = connection.networks.iter().any(|network| !network.internal);
+        Self {
+            addresses: connection
+                .member
+                .attachments
+                .iter()
+                .flat_map(|attachment| &attachment.addresses)
+                .map(ipnet::IpNet::addr)
+                .collect(),
+            name_servers: connection
+                .networks
+                .iter()
+                .filter_map(|network| network.subnets.first())
+                .map(|subnet| subnet.gateway)
+                .collect(),
+            host: leads_out.then_some(IpAddr::V4(HOST_ADDRESS)),
+        }
+    }
+}
+
+/// The addresses of `slirp4netns` in its network: the container, the name server, the host.
+const SLIRP_HOSTS: (u32, u32, u32) = (100, 3, 2);
+
+impl Surroundings {
+    /// Of a container with an uplink of its own; nothing is known of other modes.
+    pub(crate) fn of_own_uplink(network: &NetworkMode) -> Self {
+        match network {
+            // Its address is the host's own, which is known only once it runs.
+            NetworkMode::Pasta(_) => Self {
+                addresses: Vec::new(),
+                name_servers: vec![IpAddr::V4(PASTA_NAME_SERVER)],
+                host: Some(IpAddr::V4(HOST_ADDRESS)),
+            },
+            NetworkMode::Slirp4netns(options) => {
+                let base = options
+                    .iter()
+                    .filter_map(|option| option.strip_prefix("cidr="))
+                    .filter_map(|cidr| cidr.parse::<ipnet::Ipv4Net>().ok())
+                    .next_back()
+                    .map_or(Ipv4Addr::new(10, 0, 2, 0), |net| net.network());
+                let at = |host: u32| IpAddr::V4(Ipv4Addr::from(u32::from(base) | host));
+                let (own, name_server, host) = SLIRP_HOSTS;
+                Self {
+                    addresses: vec![at(own)],
+                    name_servers: vec![at(name_server)],
+                    host: Some(at(host)),
+                }
+            }
+            _ => Self::default(),
+        }
+    }
+}
+
+/// Who a container is to itself.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Names<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its host name.
+    pub host_name: &'a str,
+    /// What it was asked to know.
+    pub options: &'a NameOptions,
+}
+
 impl EtcFiles {
-    /// For a container called `name` whose host name is `host_name`.
+    /// For a container with this network. `shared` is the directory of the files of the container
+    /// whose network it shares.
     ///
     /// # Errors
-    /// With the host's network, its files cannot be read.
-    pub(crate) fn new(network: NetworkMode, name: &str, host_name: &str) -> Result<Self> {
-        let (base, resolv_conf) = match network {
-            NetworkMode::None => (String::new(), None),
-            NetworkMode::Host => (
-                read_host_file(Path::new("/etc/hosts"))?,
-                Some(read_host_file(Path::new("/etc/resolv.conf"))?),
-            ),
+    /// Files of the host or of the other container cannot be read.
+    pub(crate) fn new(
+        network: &NetworkMode,
+        around: &Surroundings,
+        names: Names<'_>,
+        shared: Option<&Path>,
+    ) -> Result<Self> {
+        let options = names.options;
+        let hostname = (!options.no_hostname).then(|| format!("{}\n", names.host_name));
+        if let (NetworkMode::Container(_), Some(directory)) = (network, shared) {
+            return Ok(Self {
+                hosts: if options.no_hosts {
+                    None
+                } else {
+                    Some(read_file(&directory.join("hosts"))?)
+                },
+                hostname,
+                resolv_conf: Some(read_file(&directory.join("resolv.conf"))?)
+                    .filter(|text| !text.is_empty()),
+            });
+        }
+        let hosts = if options.no_hosts {
+            None
+        } else {
+            let base = match network {
+                NetworkMode::None => String::new(),
+                _ => read_file(Path::new("/etc/hosts"))?,
+            };
+            Some(hosts(&base, network, around, names))
+        };
+        let resolv_conf = match (network, &options.dns_servers) {
+            (NetworkMode::None, _) | (_, DnsServers::ImagesOwn) => None,
+            _ => {
+                let of_host = read_file(Path::new("/etc/resolv.conf"))?;
+                Some(resolv_conf(&of_host, &around.name_servers, options))
+            }
         };
         Ok(Self {
-            hosts: hosts(&base, network, name, host_name),
-            hostname: format!("{host_name}\n"),
+            hosts,
+            hostname,
             resolv_conf,
         })
     }
@@ -68,8 +188,8 @@ impl EtcFiles {
         let group = Gid::from_raw(maps.gid.to_outside(0).unwrap_or(0));
         let mut written = Vec::new();
         for (name, destination, content) in [
-            ("hosts", "/etc/hosts", Some(&self.hosts)),
-            ("hostname", "/etc/hostname", Some(&self.hostname)),
+            ("hosts", "/etc/hosts", self.hosts.as_ref()),
+            ("hostname", "/etc/hostname", self.hostname.as_ref()),
             ("resolv.conf", "/etc/resolv.conf", self.resolv_conf.as_ref()),
             (".containerenv", "/run/.containerenv", Some(&String::new())),
         ] {
@@ -104,14 +224,33 @@ fn write_owned(
     rustix::fs::fchmod(&file, mode)
 }
 
-fn hosts(base: &str, network: NetworkMode, name: &str, host_name: &str) -> String {
-    let mut text = String::from(base);
+fn write_all(file: BorrowedFd<'_>, mut rest: &[u8]) -> std::result::Result<(), Errno> {
+    while !rest.is_empty() {
+        let count = rustix::io::retry_on_intr(|| rustix::io::write(file, rest))?;
+        rest = &rest[count..];
+    }
+    Ok(())
+}
+
+fn hosts(base: &str, network: &NetworkMode, around: &Surroundings, names: Names<'_>) -> String {
+    let Names {
+        name, host_name, ..
+    } = names;
+    let mut text = String::new();
+    for extra in &names.options.extra_hosts {
+        // Without a way to the host it is refused when the container is made.
+        if let Some(address) = extra.address.or_else(|| host_gateway(network, around)) {
+            text.push_str(&format!("{address}\t{}\n", extra.names.join(" ")));
+        }
+    }
+    text.push_str(base);
     if !text.is_empty() && !text.ends_with('\n') {
         text.push('\n');
     }
+    let given = text.clone();
     let has_localhost = |family: fn(&str) -> bool| {
-        base.lines().any(|line| {
-            let mut words = line.split('#').next().unwrap_or("").split_whitespace();
+        given.lines().any(|line| {
+            let mut words = words(line);
             words.next().is_some_and(family) && words.any(|word| word == "localhost")
         })
     };
@@ -121,22 +260,110 @@ fn hosts(base: &str, network: NetworkMode, name: &str, host_name: &str) -> Strin
     if !has_localhost(|address| address.contains(':')) {
         text.push_str("::1\tlocalhost\n");
     }
-    let known = |word: &str| {
-        base.lines()
-            .any(|line| line.split_whitespace().skip(1).any(|known| known == word))
+    let is_known = |name: &str| {
+        given
+            .lines()
+            .any(|line| words(line).skip(1).any(|known| known == name))
+    };
+    let mut add = |address: &str, names: &[&str]| {
+        let names: Vec<&str> = names
+            .iter()
+            .copied()
+            .filter(|name| !is_known(name))
+            .collect();
+        if !names.is_empty() {
+            text.push_str(&format!("{address}\t{}\n", names.join(" ")));
+        }
+    };
+    if let Some(host) = around.host {
+        add(&host.to_string(), &HOST_NAMES);
+    }
+    let own: &[&str] = if host_name == name {
+        &[name]
+    } else {
+        &[host_name, name]
     };
     match network {
-        NetworkMode::None => text.push_str(&format!("127.0.0.1\t{host_name} {name}\n")),
-        NetworkMode::Host if !known(host_name) => {
-            text.push_str(&format!("127.0.0.1\t{host_name}\n"));
+        NetworkMode::Host => add("127.0.0.1", &[host_name]),
+        _ if around.addresses.is_empty() => add("127.0.0.1", own),
+        _ => {
+            for address in &around.addresses {
+                add(&address.to_string(), own);
+            }
         }
-        NetworkMode::Host => {}
     }
     text
 }
 
+/// The host as `--add-host NAME:host-gateway` means it.
+fn host_gateway(network: &NetworkMode, around: &Surroundings) -> Option<IpAddr> {
+    around.host.or(match network {
+        NetworkMode::Host => Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        NetworkMode::Networks(_) => Some(IpAddr::V4(HOST_ADDRESS)),
+        _ => None,
+    })
+}
+
+/// The words of a line of `/etc/hosts`, without its comment.
+fn words(line: &str) -> impl Iterator<Item = &str> {
+    line.split('#').next().unwrap_or("").split_whitespace()
+}
+
+/// `/etc/hosts` after the container has got (`added`) or lost addresses. What else is in it, also by
+/// the container's own hand, stays.
+pub(crate) fn change_hosts(
+    text: &str,
+    added: &[IpAddr],
+    removed: &[IpAddr],
+    names: &[&str],
+) -> String {
+    let is_removed = |line: &str| {
+        let mut words = words(line);
+        let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        address.is_some_and(|address| removed.contains(&address))
+            && words.any(|word| names.contains(&word))
+    };
+    let mut changed: String = text
+        .split_inclusive('\n')
+        .filter(|line| !is_removed(line))
+        .collect();
+    if !changed.is_empty() && !changed.ends_with('\n') {
+        changed.push('\n');
+    }
+    for address in added {
+        changed.push_str(&format!("{address}\t{}\n", names.join(" ")));
+    }
+    changed
+}
+
+/// [`change_hosts`] in the file a running container has mounted, which therefore must stay the same
+/// file. One without it (`--no-hosts`) is left alone.
+pub(crate) fn change_hosts_file(
+    container: &Path,
+    added: &[IpAddr],
+    removed: &[IpAddr],
+    names: &[&str],
+) -> Result<()> {
+    let path = container.join("etc/hosts");
+    let attempt = || format!("write {}", path.display());
+    let file = match rustix::fs::open(
+        &path,
+        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(errno) => return Err(Error::machine(attempt(), errno)),
+    };
+    let old = read_file(&path)?;
+    let new = change_hosts(&old, added, removed, names);
+    rustix::fs::ftruncate(&file, 0)
+        .and_then(|()| write_all(file.as_fd(), new.as_bytes()))
+        .map_err(|errno| Error::machine(attempt(), errno))
+}
+
 /// A missing one is empty.
-fn read_host_file(path: &Path) -> Result<String> {
+fn read_file(path: &Path) -> Result<String> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
@@ -145,47 +372,4 @@ fn read_host_file(path: &Path) -> Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn without_a_network_only_the_container_is_known() {
-        let files = EtcFiles::new(NetworkMode::None, "calm_seal", "0123456789ab").unwrap();
-        assert_eq!(
-            files.hosts,
-            "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\t0123456789ab calm_seal\n"
-        );
-        assert_eq!(files.hostname, "0123456789ab\n");
-        assert_eq!(files.resolv_conf, None);
-    }
-
-    #[test]
-    fn on_the_hosts_network_its_hosts_are_kept() {
-        let base = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n10.0.0.1 rock # me";
-        assert_eq!(
-            hosts(base, NetworkMode::Host, "x", "rock"),
-            format!("{base}\n")
-        );
-        assert_eq!(
-            hosts("10.0.0.1 other", NetworkMode::Host, "x", "rock"),
-            "10.0.0.1 other\n127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.0.1\trock\n"
-        );
-    }
-
-    #[test]
-    fn a_link_planted_in_place_of_a_file_is_not_followed() {
-        let temp = tempfile::tempdir().unwrap();
-        let victim = temp.path().join("victim");
-        std::fs::write(&victim, "mine").unwrap();
-        std::fs::create_dir(temp.path().join("etc")).unwrap();
-        std::os::unix::fs::symlink(&victim, temp.path().join("etc/hosts")).unwrap();
-        let dir = std::fs::File::open(temp.path()).unwrap();
-        let files = EtcFiles::new(NetworkMode::None, "a", "b").unwrap();
-        assert!(
-            files
-                .write(dir.as_fd(), temp.path(), &IdMaps::default())
-                .is_err()
-        );
-        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "mine");
-    }
-}
+mod tests;

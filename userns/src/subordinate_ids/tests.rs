@@ -195,10 +195,10 @@ impl Host {
         };
         for (name, text) in files {
             let path = host.dir.path().join(name);
-            std::fs::write(&path, text).unwrap();
             if text.starts_with("#!") {
-                use std::os::unix::fs::PermissionsExt as _;
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+                install_script(&path, text);
+            } else {
+                std::fs::write(&path, text).unwrap();
             }
         }
         host
@@ -215,6 +215,22 @@ impl Host {
         };
         lookup(ALICE, &host)
     }
+}
+
+/// Makes an executable file. Not by writing it ourselves: what another test's thread starts meanwhile
+/// would inherit the descriptor, and what anybody has open for writing cannot be executed.
+fn install_script(path: &std::path::Path, text: &str) {
+    use std::io::Write as _;
+    let mut install = std::process::Command::new("install")
+        .args(["-m", "0755", "/dev/stdin"])
+        .arg(path)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = install.stdin.take().unwrap();
+    stdin.write_all(text.as_bytes()).unwrap();
+    drop(stdin);
+    assert!(install.wait().unwrap().success());
 }
 
 const PASSWD: (&str, &str) = ("passwd", "alice:x:1000:1000::/home/alice:/bin/sh\n");

@@ -32,7 +32,7 @@ impl Login {
             .map_err(|error| error.to_string())?;
         let program = dir.path().join("probe");
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
-        std::fs::copy(own, &program).map_err(|error| error.to_string())?;
+        install(&own, &program, "")?;
         let made = rustix::process::getuid().is_root();
         let (uid, gid, name) = if made {
             let name = format!("selkie-ut{}", std::process::id());
@@ -140,6 +140,25 @@ fn account_tool(tool: &str, arguments: &[&str]) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// Makes an executable file. Not by writing it ourselves: what another test's thread starts meanwhile
+/// would inherit the descriptor, and what anybody has open for writing cannot be executed.
+pub fn install(from: &Path, to: &Path, input: &str) -> Result<(), String> {
+    let mut install = Command::new("install")
+        .args(["-m", "0755"])
+        .args([from, to])
+        .stdin(Stdio::piped())
+        .spawn()
+        .map_err(|error| format!("install: {error}"))?;
+    let mut stdin = install.stdin.take().ok_or("install: no standard input")?;
+    std::io::Write::write_all(&mut stdin, input.as_bytes()).map_err(|error| error.to_string())?;
+    drop(stdin);
+    let status = install.wait().map_err(|error| error.to_string())?;
+    if !status.success() {
+        return Err(format!("install {}: {status}", to.display()));
+    }
+    Ok(())
 }
 
 /// A directory of one test, with its own runtime directory and so its own pause process.

@@ -540,7 +540,6 @@ fn threads_are_refused(place: Place<'_>) {
 }
 
 fn helpers_that_cannot_work_are_explained(place: Place<'_>) {
-    use std::os::unix::fs::PermissionsExt as _;
     let uid = place.login.uid;
     let range = place.file("range", &format!("{uid}:3000000000:65536\n"));
     let tools = place.dir.join("tools");
@@ -571,8 +570,8 @@ fn helpers_that_cannot_work_are_explained(place: Place<'_>) {
         "{not_allowed}"
     );
     for tool in ["newuidmap", "newgidmap"] {
-        std::fs::write(tools.join(tool), "#!/bin/sh\necho odd >&2\nexit 3\n").unwrap();
-        std::fs::set_permissions(tools.join(tool), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let script = "#!/bin/sh\necho odd >&2\nexit 3\n";
+        login::install(Path::new("/dev/stdin"), &tools.join(tool), script).unwrap();
     }
     let unprivileged = place.refusal(&settings);
     assert!(
