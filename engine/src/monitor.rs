@@ -259,9 +259,13 @@ impl<'e> Monitor<'e> {
                 host_name: &uname.nodename().to_string_lossy(),
             },
         );
-        let etc =
-            self.etc_files(&host)?
-                .write(launch.lock.as_fd(), &launch.lock.path, &launch.maps)?;
+        let etc_files = self.etc_files(&host)?;
+        let write_etc = || etc_files.write(launch.lock.as_fd(), &launch.lock.path, &launch.maps);
+        // A spare has them; what they say is written while the container's process is busy.
+        if !launch.is_from_spare() {
+            write_etc()?;
+        }
+        let etc = etc_files.places(&launch.lock.path);
         // Open for as long as the runtime may need it.
         let (network, _shared) = self.network()?;
         let spec = spec::build(
@@ -280,7 +284,9 @@ impl<'e> Monitor<'e> {
         let mut second_mount = None;
         let mut provide_root = |user_namespace: BorrowedFd<'_>| {
             let root = self.mount_root(presenter.as_ref(), layer.as_ref(), user_namespace)?;
-            if launch.lot.as_ref().is_some_and(|lot| !lot.taken) {
+            if launch.is_from_spare() {
+                write_etc()?;
+            } else if launch.lot.is_some() {
                 second_mount = Candidate::second_mount(root.as_fd());
             }
             for (first_use, copy_up) in first_uses.drain(..) {

@@ -163,14 +163,36 @@ impl EtcFiles {
         })
     }
 
-    /// Writes them below the container's directory, owned by the container's root, and gives
-    /// (file, path in the container) for each.
+    /// Name, path in the container and content of each that is wanted.
+    fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
+        [
+            ("hosts", "/etc/hosts", self.hosts.as_deref()),
+            ("hostname", "/etc/hostname", self.hostname.as_deref()),
+            (
+                "resolv.conf",
+                "/etc/resolv.conf",
+                self.resolv_conf.as_deref(),
+            ),
+            (".containerenv", "/run/.containerenv", Some("")),
+        ]
+        .into_iter()
+        .filter_map(|(name, destination, content)| Some((name, destination, content?)))
+    }
+
+    /// (file, path in the container) for each, where the container's directory is `path`.
+    pub(crate) fn places(&self, path: &Path) -> Vec<(PathBuf, &'static str)> {
+        self.each()
+            .map(|(name, destination, _)| (path.join("etc").join(name), destination))
+            .collect()
+    }
+
+    /// Writes them below the container's directory, owned by the container's root.
     pub(crate) fn write(
         &self,
         container: BorrowedFd<'_>,
         path: &Path,
         maps: &IdMaps,
-    ) -> Result<Vec<(PathBuf, &'static str)>> {
+    ) -> Result<()> {
         let attempt = |what: &str| format!("write {}/etc/{what}", path.display());
         match rustix::fs::mkdirat(container, "etc", Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -186,21 +208,11 @@ impl EtcFiles {
         // Where container root is nobody (a map without 0), the login keeps them.
         let owner = Uid::from_raw(maps.uid.to_outside(0).unwrap_or(0));
         let group = Gid::from_raw(maps.gid.to_outside(0).unwrap_or(0));
-        let mut written = Vec::new();
-        for (name, destination, content) in [
-            ("hosts", "/etc/hosts", self.hosts.as_ref()),
-            ("hostname", "/etc/hostname", self.hostname.as_ref()),
-            ("resolv.conf", "/etc/resolv.conf", self.resolv_conf.as_ref()),
-            (".containerenv", "/run/.containerenv", Some(&String::new())),
-        ] {
-            let Some(content) = content else {
-                continue;
-            };
+        for (name, _, content) in self.each() {
             write_owned(dir.as_fd(), name, content.as_bytes(), owner, group)
                 .map_err(|errno| Error::machine(attempt(name), errno))?;
-            written.push((path.join("etc").join(name), destination));
         }
-        Ok(written)
+        Ok(())
     }
 }
 

@@ -44,7 +44,7 @@ use selkie_userns::pause::JoinedPause;
 use crate::container::{ContainerConfig, ContainerId};
 use crate::error::{Error, Result};
 use crate::layout::{LockedContainer, open_dir};
-use crate::options::{CreateOptions, NetworkMode, PidMode, SeccompOption, UsernsMode};
+use crate::options::{CreateOptions, NameOptions, NetworkMode, PidMode, SeccompOption, UsernsMode};
 use crate::{EngineConfig, state};
 
 /// Where the overlay is mounted in a spare.
@@ -80,30 +80,66 @@ pub(crate) struct Candidate {
 
 /// True when a container of this kind may leave a spare and be made from one.
 fn is_eligible(options: &CreateOptions) -> bool {
+    // All by name, so that whoever adds one decides here: what lets a container share something with
+    // others, or changes what is made in its layer before its command runs, must be refused.
     let CreateOptions {
-        remove,
+        // Shape nothing outside the process, or are part of the key.
+        root: _,
+        name: _,
+        command: _,
+        entrypoint: _,
+        env: _,
+        unset_env: _,
+        workdir: _,
+        user: _,
+        hostname: _,
+        labels: _,
+        annotations: _,
+        init: _,
+        stop_signal: _,
+        stop_timeout: _,
+        cap_drop: _,
+        no_new_privileges: _,
+        ulimits: _,
+        sysctls: _,
+        terminal: _,
+        interactive: _,
+        create_command: _,
+        // Make other mount points.
+        read_only,
+        read_only_bare: _,
+        mounts,
+        mask,
+        names,
+        // Ways to others.
         network,
+        ports,
+        publish_all,
+        expose: _,
         pid,
         userns,
-        seccomp,
-        mounts,
+        // Loosen the confinement.
         cap_add,
+        seccomp,
         unmask,
-        read_only,
-        ..
+        remove,
     } = options;
     *remove
-        && matches!(network, NetworkMode::None)
-        && matches!(pid, PidMode::Private)
+        && !read_only
+        && mounts.is_empty()
+        && mask.is_empty()
+        && *names == NameOptions::default()
+        && *network == NetworkMode::None
+        && ports.is_empty()
+        && !publish_all
+        && *pid == PidMode::Private
         && matches!(
             userns,
             UsernsMode::AutoDefault | UsernsMode::Auto { .. } | UsernsMode::Nomap
         )
-        && matches!(seccomp, SeccompOption::Default)
-        && mounts.is_empty()
         && cap_add.is_empty()
+        && *seccomp == SeccompOption::Default
         && unmask.is_empty()
-        && !read_only
 }
 
 impl Lot {
