@@ -133,14 +133,6 @@ impl Database {
         Ok(value)
     }
 
-    /// Opens the database now, for use later.
-    ///
-    /// # Errors
-    /// It cannot be opened, is damaged or of a newer version.
-    pub fn connect_now(&self) -> Result<()> {
-        self.connection().map(|_| ())
-    }
-
     /// Folds the write-ahead log back when it has grown long. For moments when nobody waits.
     pub fn tidy(&self) -> Result<()> {
         checkpoint_from(self.connection()?, TIDY_FRAMES).map_err(|error| self.explain(error.into()))

@@ -29,6 +29,7 @@ use selkie_net::port_mapping::PortMapping;
 use selkie_runtime::launch::{
     ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
 };
+use selkie_storage::Store;
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
 use selkie_sys::namespace::NamespaceKey;
@@ -40,7 +41,8 @@ use crate::Engine;
 use crate::attach::{ServerEnd, listen};
 use crate::container::etc_files::{EtcFiles, Names, Surroundings};
 use crate::container::merge::{Login, host_name};
-use crate::container::remove::{delete_row, remove_files};
+use crate::container::remove::{delete_row, prepare_to_delete, remove_files};
+use crate::container::spare::{self, Candidate};
 use crate::container::start::{Launch, record_exit};
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::{Database, Durability, make_private_dir};
@@ -121,6 +123,7 @@ struct Running {
     listener: OwnedFd,
     started: String,
     database: Option<Database>,
+    candidate: Option<Candidate>,
     tie: Option<KeptTie>,
 }
 
@@ -185,6 +188,8 @@ impl<'e> Monitor<'e> {
             }
         };
         StartReport::send(Ok(()), self.report);
+        let has_only_own_mounts =
+            self.launch.config.options.mounts.is_empty() && self.launch.root_directory().is_none();
         let mut epilogue = Epilogue {
             database: running.database,
             paths: self.engine.config.clone(),
@@ -213,7 +218,10 @@ impl<'e> Monitor<'e> {
             Ok(dir) => LogWriter::new(dir),
             Err(_) => return,
         };
-        let (pidfd, terminal) = essence(running.launched);
+        let (pidfd, terminal, mounts) = essence(running.launched);
+        // The client need not wait until they are taken apart, where none of them is of a thing that
+        // somebody might want back at once.
+        let mounts = mounts.filter(|_| epilogue.disposable && has_only_own_mounts);
         if let Some(terminal) = terminal {
             running.streams = Streams::terminal(terminal);
         }
@@ -231,7 +239,8 @@ impl<'e> Monitor<'e> {
         let code = relay.run(&epilogue);
         let afterwards = epilogue.finish(code);
         relay.say_exited(code);
-        epilogue.clean_up(afterwards);
+        let store = &self.engine.store;
+        epilogue.clean_up(afterwards, running.candidate, store, mounts);
     }
 
     /// Builds the container and lets its command go.
@@ -247,6 +256,7 @@ impl<'e> Monitor<'e> {
         let engine = self.engine;
         let launch = &self.launch;
         let layer = match launch.chain_id {
+            Some(_) if launch.is_from_spare() => None,
             Some(_) => Some(ContainerLayer::create(&launch.lock.path)?),
             None => None,
         };
@@ -260,11 +270,13 @@ impl<'e> Monitor<'e> {
             },
         );
         let (connection, around) = self.places()?;
-        let etc = self.etc_files(&around, &host)?.write(
-            launch.lock.as_fd(),
-            &launch.lock.path,
-            &launch.maps,
-        )?;
+        let etc_files = self.etc_files(&around, &host)?;
+        let write_etc = || etc_files.write(launch.lock.as_fd(), &launch.lock.path, &launch.maps);
+        // A spare has them; what they say is written while the container's process is busy.
+        if !launch.is_from_spare() {
+            write_etc()?;
+        }
+        let etc = etc_files.places(&launch.lock.path);
         // Open for as long as the runtime may need it.
         let (network, _shared) = self.network()?;
         let spec = spec::build(
@@ -280,8 +292,14 @@ impl<'e> Monitor<'e> {
         let (stdio, streams) = self.stdio()?;
 
         let mut first_uses = self.prepare_volumes()?;
+        let mut second_mount = None;
         let mut provide_root = |user_namespace: BorrowedFd<'_>| {
             let root = self.mount_root(presenter.as_ref(), layer.as_ref(), user_namespace)?;
+            if launch.is_from_spare() {
+                write_etc()?;
+            } else if launch.lot.is_some() {
+                second_mount = Candidate::second_mount(root.as_fd());
+            }
             for (first_use, copy_up) in first_uses.drain(..) {
                 if copy_up {
                     first_use.fill(root.as_fd())?;
@@ -323,10 +341,14 @@ impl<'e> Monitor<'e> {
                 tracing::warn!("{warning}");
             }
         }
+        let lot = self.launch.lot.take();
+        let launch = &self.launch;
+        let candidate = lot.and_then(|lot| Candidate::of(lot, launch.lock.as_fd(), second_mount));
         state::commit_state(launch.lock.as_fd())?;
         launched.start()?;
         let init = launched.identity.pid;
         Ok(Running {
+            candidate,
             launched,
             streams,
             signals,
@@ -367,7 +389,7 @@ impl<'e> Monitor<'e> {
         let paths = &self.engine.config;
         let database = if launch.disposable && self.client.is_some() {
             let database = Database::open(&paths.data_dir)?;
-            database.connect_now()?;
+            prepare_to_delete(&database)?;
             Some(database)
         } else {
             None
@@ -402,6 +424,9 @@ impl<'e> Monitor<'e> {
     ) -> std::result::Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
         if let Some(directory) = self.launch.root_directory() {
             return Ok(bind_root(directory)?);
+        }
+        if self.launch.is_from_spare() {
+            return Ok(spare::mount_root(self.launch.lock.as_fd())?);
         }
         match (&self.launch.chain_id, layer) {
             (Some(chain_id), Some(layer)) => Ok(presenter.mount_root(
@@ -538,10 +563,23 @@ impl Epilogue {
     }
 
     /// When nobody waits any more.
-    fn clean_up(&self, afterwards: Afterwards) {
+    fn clean_up(
+        &self,
+        afterwards: Afterwards,
+        candidate: Option<Candidate>,
+        store: &Store,
+        mounts: Option<OwnedFd>,
+    ) {
         if let Some(volumes) = afterwards.orphaned_volumes {
+            // First: the next container may be about to start.
+            let is_spare = candidate.is_some_and(|candidate| {
+                candidate.leave(&self.paths, store, &self.id, self.dir.as_fd())
+            });
+            drop(mounts);
             // Under the lock still, so that `system check` sees that it is being done.
-            let _ = remove_files(&self.paths, &self.id, &volumes);
+            if !is_spare {
+                let _ = remove_files(&self.paths, &self.id, &volumes);
+            }
         }
         if let Some(database) = afterwards.database {
             let _ = database.tidy();
@@ -579,8 +617,8 @@ pub(crate) fn open_null() -> Result<OwnedFd> {
 }
 
 /// What is of use after the start; the rest is dropped.
-fn essence(launched: Launched) -> (OwnedFd, Option<OwnedFd>) {
-    (launched.pidfd, launched.terminal)
+fn essence(launched: Launched) -> (OwnedFd, Option<OwnedFd>, Option<OwnedFd>) {
+    (launched.pidfd, launched.terminal, launched.mount_namespace)
 }
 
 /// Lets go of the command's terminal and directory, and of the memory that came with the fork.

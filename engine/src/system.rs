@@ -17,6 +17,7 @@ use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
 
 use crate::container::remove::remove_row_and_files;
+use crate::container::spare;
 use crate::container::start::record_exit;
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::Durability;
@@ -73,6 +74,7 @@ enum Remedy {
     RecordExit(ContainerId, ExitRecord),
     RemoveContainerDirectory(ContainerId, PathBuf),
     KillContainer(RunState, PathBuf),
+    RemoveSpare(PathBuf),
     RemoveTree(PathBuf),
     RemoveSocket(PathBuf),
     RemoveUplink(PathBuf),
@@ -152,6 +154,16 @@ impl Engine {
             });
         }
         findings.extend(self.compare_rows_and_files()?);
+        for path in spare::dead(&self.config)? {
+            findings.push(Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::ContainerDirectory,
+                    what: path.display().to_string(),
+                    reason: "it was kept for the next container, and its mount is gone".to_owned(),
+                },
+                remedy: Remedy::RemoveSpare(path),
+            });
+        }
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
         findings.extend(self.find_uplinks()?);
@@ -235,7 +247,7 @@ impl Engine {
     }
 
     /// Containers' mounts live in their own namespaces, so in the login's there are only the one of
-    /// the metadata trees, and the uplinks' (see `find_uplinks`).
+    /// the metadata trees, those of spares, and the uplinks' (see `find_uplinks`).
     fn find_mounts(&self) -> Result<Vec<Finding>> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Error::machine("read /proc/self/mountinfo", error))?;
@@ -248,7 +260,8 @@ impl Engine {
                 has_trees = true;
                 continue;
             }
-            if point.starts_with(&uplinks) {
+            // Unmounted with the directory it is in, which is looked at elsewhere.
+            if spare::is_root_of_one(&self.config, &point) || point.starts_with(&uplinks) {
                 continue;
             }
             findings.push(Finding {
@@ -306,7 +319,7 @@ impl Engine {
             Remedy::RemoveContainerDirectory(id, path) => {
                 // Whoever holds the lock is removing it.
                 match LockedContainer::try_lock_existing(&self.config, &id) {
-                    Ok(Some(_lock)) => Ok(remove_tree(&path)?),
+                    Ok(Some(_lock)) => spare::remove_directory(&path),
                     Ok(None) => Ok(()),
                     Err(_) if !path.exists() => Ok(()),
                     Err(error) => Err(error),
@@ -314,8 +327,9 @@ impl Engine {
             }
             Remedy::KillContainer(state, path) => {
                 self.kill_and_wait(&state)?;
-                Ok(remove_tree(&path)?)
+                spare::remove_directory(&path)
             }
+            Remedy::RemoveSpare(path) => spare::remove_spare(&path),
             Remedy::RemoveTree(path) => Ok(remove_tree(&path)?),
             Remedy::RemoveSocket(path) => match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -448,7 +462,7 @@ fn kill(identity: &ProcessIdentity) -> Result<()> {
 }
 
 /// Names in a directory that may be absent.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let failed = |error| Error::machine(format!("list {}", dir.display()), error);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

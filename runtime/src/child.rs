@@ -182,6 +182,7 @@ impl Child {
             Step::Personality(persona) => child::set_personality(*persona).plain(),
             Step::PlaceDescriptors => self.place_descriptors().plain(),
             Step::BecomeUser { credentials, umask } => self.become_user(credentials, *umask),
+            Step::Ready => self.ready().plain(),
             Step::Gate => self.gate().plain(),
             Step::Init => init::split(self.capabilities).plain(),
             Step::Seccomp { program, flags } => seccomp::load(program, *flags)
@@ -359,8 +360,11 @@ impl Child {
         }
     }
 
+    fn ready(&mut self) -> Result<(), Errno> {
+        send_one(self.channel.as_fd(), &[Tag::Ready as u8], None)
+    }
+
     fn gate(&mut self) -> Result<(), Errno> {
-        send_one(self.channel.as_fd(), &[Tag::Ready as u8], None)?;
         self.expect(Tag::Go).map(drop)
     }
 

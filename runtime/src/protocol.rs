@@ -10,7 +10,7 @@
 //! parent → child   User        who to be
 //! child → parent   Network+fd  its network namespace, where the parent wants it
 //! child → parent   Terminal+fd the master side, when there is a terminal
-//! child → parent   Ready       set up; waiting before exec
+//! child → parent   Ready       set up; about to wait before exec
 //! parent → child   Go          exec now
 //! ```
 //!

@@ -171,7 +171,10 @@ pub(crate) enum Step {
         credentials: Credentials,
         umask: u32,
     },
-    /// Tells the parent that all is ready, and waits to be let go.
+    /// Tells the parent that all it has to know of is done. What follows up to the gate goes on while
+    /// the parent puts the start on record.
+    Ready,
+    /// Waits to be let go.
     Gate,
     /// Forks: the child goes on, this process stays as PID 1.
     Init,
@@ -284,6 +287,7 @@ impl Step {
             Self::Personality(persona) => format!("set the personality to {persona:#x}"),
             Self::PlaceDescriptors => "lay out file descriptors".into(),
             Self::BecomeUser { .. } => become_user_detail::describe(detail).into(),
+            Self::Ready => "say that all is ready".into(),
             Self::Gate => "wait to be started".into(),
             Self::Init => "start the command below the init process".into(),
             Self::FindCommand => "find the command".into(),

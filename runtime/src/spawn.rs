@@ -237,6 +237,7 @@ impl Setup {
                 identity,
                 pidfd,
                 terminal,
+                mount_namespace: None,
                 gate,
                 wording,
             }),

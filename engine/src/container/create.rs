@@ -6,6 +6,7 @@ use selkie_userns::IdMaps;
 
 use crate::container::lease::{self, Acquired, acquire, maps_json, plan};
 use crate::container::merge::{Login, merge};
+use crate::container::spare::{self, Lot};
 use crate::container::{ContainerConfig, ContainerId, StartMode, Started, fill_random, name};
 use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
@@ -27,6 +28,7 @@ pub(crate) struct Created {
     /// Its places in networks, when it is to start at once.
     pub connection: Option<Connection>,
     pub lock: LockedContainer,
+    pub lot: Option<Lot>,
 }
 
 /// What a container is made for.
@@ -113,10 +115,11 @@ impl Engine {
         let Self {
             config: ref paths,
             ref pause,
+            ref store,
             ref mut database,
-            ..
         } = *self;
         let mut lock = None;
+        let mut lot = None;
         let made = database.write(durability, |transaction| {
             let name = choose_name(transaction, config.options.name.as_deref())?;
             let mounted = volume::mounted_names(&config.options.mounts);
@@ -155,7 +158,17 @@ impl Engine {
                 };
                 connect::connect(transaction, &who, networks, &[], &|id| is_active(paths, id))?
             };
-            lock = Some(LockedContainer::make(paths, &id)?);
+            if purpose == (Purpose::Run { disposable: true }) {
+                let chain_id = root.chain_id.as_deref();
+                lot = Lot::of(store, pause, &config, chain_id, &lease.maps)?;
+            }
+            if let Some(lot) = &mut lot {
+                lock = spare::take(paths, lot, &id)?;
+                lot.taken = lock.is_some();
+            }
+            if lock.is_none() {
+                lock = Some(LockedContainer::make(paths, &id)?);
+            }
             Ok((name, lease.maps, connection))
         });
         match (made, lock) {
@@ -167,10 +180,11 @@ impl Engine {
                 maps,
                 connection,
                 lock,
+                lot,
             }),
             (Err(error), Some(lock)) => {
                 // The row did not make it (full disk): neither may the directory.
-                let _ = std::fs::remove_dir(&lock.path);
+                let _ = spare::remove_directory(&lock.path);
                 Err(error)
             }
             (Err(error), None) => Err(error),

@@ -18,6 +18,7 @@ use selkie_net::resolv_conf::{
 use selkie_userns::IdMaps;
 
 use crate::error::{Error, Result};
+use crate::layout::write_over;
 use crate::network::connect::Connection;
 use crate::options::{DnsServers, NameOptions, NetworkMode};
 
@@ -136,14 +137,36 @@ impl EtcFiles {
         })
     }
 
-    /// Writes them below the container's directory, owned by the container's root, and gives
-    /// (file, path in the container) for each.
+    /// Name, path in the container and content of each that is wanted.
+    fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, &str)> {
+        [
+            ("hosts", "/etc/hosts", self.hosts.as_deref()),
+            ("hostname", "/etc/hostname", self.hostname.as_deref()),
+            (
+                "resolv.conf",
+                "/etc/resolv.conf",
+                self.resolv_conf.as_deref(),
+            ),
+            (".containerenv", "/run/.containerenv", Some("")),
+        ]
+        .into_iter()
+        .filter_map(|(name, destination, content)| Some((name, destination, content?)))
+    }
+
+    /// (file, path in the container) for each, where the container's directory is `path`.
+    pub(crate) fn places(&self, path: &Path) -> Vec<(PathBuf, &'static str)> {
+        self.each()
+            .map(|(name, destination, _)| (path.join("etc").join(name), destination))
+            .collect()
+    }
+
+    /// Writes them below the container's directory, owned by the container's root.
     pub(crate) fn write(
         &self,
         container: BorrowedFd<'_>,
         path: &Path,
         maps: &IdMaps,
-    ) -> Result<Vec<(PathBuf, &'static str)>> {
+    ) -> Result<()> {
         let attempt = |what: &str| format!("write {}/etc/{what}", path.display());
         match rustix::fs::mkdirat(container, "etc", Mode::RWXU) {
             Ok(()) | Err(Errno::EXIST) => {}
@@ -159,21 +182,11 @@ impl EtcFiles {
         // Where container root is nobody (a map without 0), the login keeps them.
         let owner = Uid::from_raw(maps.uid.to_outside(0).unwrap_or(0));
         let group = Gid::from_raw(maps.gid.to_outside(0).unwrap_or(0));
-        let mut written = Vec::new();
-        for (name, destination, content) in [
-            ("hosts", "/etc/hosts", self.hosts.as_ref()),
-            ("hostname", "/etc/hostname", self.hostname.as_ref()),
-            ("resolv.conf", "/etc/resolv.conf", self.resolv_conf.as_ref()),
-            (".containerenv", "/run/.containerenv", Some(&String::new())),
-        ] {
-            let Some(content) = content else {
-                continue;
-            };
+        for (name, _, content) in self.each() {
             write_owned(dir.as_fd(), name, content.as_bytes(), owner, group)
                 .map_err(|errno| Error::machine(attempt(name), errno))?;
-            written.push((path.join("etc").join(name), destination));
         }
-        Ok(written)
+        Ok(())
     }
 }
 
@@ -231,10 +244,10 @@ fn write_owned(
     let file = rustix::fs::openat(
         dir,
         name,
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         mode,
     )?;
-    write_all(file.as_fd(), content)?;
+    write_over(file.as_fd(), content)?;
     rustix::fs::fchown(&file, Some(owner), Some(group))?;
     // After chown, and whatever the caller's umask.
     rustix::fs::fchmod(&file, mode)

@@ -16,6 +16,7 @@ use crate::attach::{AttachConnection, ServerEnd};
 use crate::container::create::{Created, is_active};
 use crate::container::lease::{Terms, acquire, maps_json, parse_maps, plan};
 use crate::container::list::no_such_container;
+use crate::container::spare::Lot;
 use crate::container::{ContainerConfig, ContainerId, ExitRecord, StartMode, Started};
 use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
@@ -46,6 +47,8 @@ pub(crate) struct Launch {
     pub lock: LockedContainer,
     /// It goes away with the end of this run.
     pub disposable: bool,
+    /// Its part in spares.
+    pub lot: Option<Lot>,
 }
 
 /// What a container that does not run is prepared for.
@@ -80,6 +83,7 @@ impl Engine {
             maps: created.maps,
             connection: created.connection,
             lock: created.lock,
+            lot: created.lot,
         };
         let names = volume::mounted_names(&launch.config.options.mounts);
         if !names.is_empty() {
@@ -242,6 +246,7 @@ impl Engine {
             connection,
             lock,
             disposable,
+            lot: None,
         })
     }
 
@@ -413,6 +418,11 @@ pub(crate) fn record_exit(
 }
 
 impl Launch {
+    /// True when its directory was a spare, with its root file system mounted.
+    pub(crate) fn is_from_spare(&self) -> bool {
+        self.lot.as_ref().is_some_and(|lot| lot.taken)
+    }
+
     /// The directory given with `--rootfs`.
     pub(crate) fn root_directory(&self) -> Option<&std::path::Path> {
         match &self.config.options.root {
