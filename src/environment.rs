@@ -75,6 +75,21 @@ fn map_outside(map: &str, id: u32) -> Option<u32> {
     })
 }
 
+/// Where programs are: `PATH`, then where an ordinary login's `PATH` does not lead although what
+/// is there serves everyone (`nft`).
+pub fn search_path() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs: Vec<PathBuf> = std::env::split_paths(&path)
+        .filter(|dir| dir.is_absolute())
+        .collect();
+    for dir in ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"] {
+        if !dirs.iter().any(|known| known == Path::new(dir)) {
+            dirs.push(dir.into());
+        }
+    }
+    dirs
+}
+
 fn home(uid: u32) -> Result<PathBuf> {
     if let Some(home) = absolute("HOME") {
         return Ok(home);

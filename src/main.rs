@@ -15,6 +15,7 @@ mod log;
 mod session;
 mod terminal;
 
+use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 
 use error::{CliError, Result};
@@ -30,8 +31,16 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<u8> {
+    let words: Vec<_> = std::env::args_os().collect();
+    // Never freed: the process ends with it.
+    if let Some(matches) = cli::quick_matches(&words).map(ManuallyDrop::new)
+        && let Some((command, arguments)) = cli::find(&matches)
+    {
+        log::start(&matches);
+        return (command.run)(&session::Session::new(&matches), arguments);
+    }
     let mut tree = cli::tree();
-    let matches = match tree.try_get_matches_from_mut(std::env::args_os()) {
+    let matches = match tree.try_get_matches_from_mut(words) {
         Ok(matches) => matches,
         Err(error) => return cli::parse_error::explain(error),
     };

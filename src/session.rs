@@ -34,6 +34,7 @@ impl Session {
             data_dir: environment::data_dir(&login, self.data_dir.as_deref())?,
             run_dir: environment::run_dir(&login, self.run_dir.as_deref())?,
             cache_dir: environment::cache_dir(&login)?,
+            search_path: environment::search_path(),
         })
     }
 

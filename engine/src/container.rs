@@ -17,6 +17,7 @@ pub(crate) mod merge;
 pub(crate) mod name;
 pub(crate) mod remove;
 mod root_view;
+pub(crate) mod spare;
 pub(crate) mod start;
 mod stop;
 

@@ -133,14 +133,6 @@ impl Database {
         Ok(value)
     }
 
-    /// Opens the database now, for use later.
-    ///
-    /// # Errors
-    /// It cannot be opened, is damaged or of a newer version.
-    pub fn connect_now(&self) -> Result<()> {
-        self.connection().map(|_| ())
-    }
-
     /// Folds the write-ahead log back when it has grown long. For moments when nobody waits.
     pub fn tidy(&self) -> Result<()> {
         checkpoint_from(self.connection()?, TIDY_FRAMES).map_err(|error| self.explain(error.into()))
@@ -363,6 +355,23 @@ CREATE TABLE volume_use (
     container TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE,
     PRIMARY KEY (volume, container)
 ) STRICT;
+", "
+CREATE TABLE network (
+    name       TEXT PRIMARY KEY,
+    id         TEXT NOT NULL UNIQUE,        -- 64 hex digits
+    created    TEXT NOT NULL,
+    definition TEXT NOT NULL,               -- JSON: selkie_net::network::Network
+    driver     TEXT NOT NULL,
+    labels     TEXT NOT NULL,
+    options    TEXT NOT NULL                -- JSON: `--opt` as given
+) STRICT;
+CREATE TABLE network_lease (
+    network   TEXT NOT NULL REFERENCES network(name),
+    address   TEXT NOT NULL,
+    container TEXT NOT NULL REFERENCES container(id) ON DELETE CASCADE,
+    PRIMARY KEY (network, address)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX network_lease_container ON network_lease(container);
 "];
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Errors of the engine, sorted by what the command line must do with them.
 
+use selkie_net::uplink::UplinkError;
 use serde::{Deserialize, Serialize};
 
 /// Decides exit code and hint.
@@ -89,10 +90,34 @@ impl From<selkie_runtime::launch::LaunchError> for Error {
             | LaunchError::WorkingDirectory { .. } => ErrorKind::CommandNotExecutable,
             LaunchError::InvalidSpec(_) => ErrorKind::InvalidInput,
             LaunchError::NotRunning(_) => ErrorKind::Conflict,
-            LaunchError::Step { .. } | LaunchError::Sys(_) | LaunchError::Root(_) => {
-                ErrorKind::Machine
-            }
+            LaunchError::Step { .. }
+            | LaunchError::Sys(_)
+            | LaunchError::Root(_)
+            | LaunchError::Network(_) => ErrorKind::Machine,
         };
-        Self::new(kind, error.to_string())
+        let hint = match &error {
+            LaunchError::Network(cause) => match cause.downcast_ref::<UplinkError>() {
+                Some(UplinkError::Failed(failure)) => failure.hint.clone(),
+                _ => None,
+            },
+            _ => None,
+        };
+        Self {
+            hint,
+            ..Self::new(kind, error.to_string())
+        }
+    }
+}
+
+impl From<UplinkError> for Error {
+    fn from(error: UplinkError) -> Self {
+        let hint = match &error {
+            UplinkError::Failed(failure) => failure.hint.clone(),
+            UplinkError::Sys(_) | UplinkError::Lost => None,
+        };
+        Self {
+            hint,
+            ..Self::new(ErrorKind::Machine, error.to_string())
+        }
     }
 }

@@ -7,6 +7,7 @@ use oci_spec::runtime::Spec;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+use selkie_runtime::default_spec::Network;
 use selkie_runtime::exec::ExecRequest;
 use selkie_runtime::launch::{Launched, Stdio};
 use selkie_sys::clone::{Side, exit_now, fork};
@@ -16,6 +17,7 @@ use crate::container::merge::set_env;
 use crate::container::{ContainerConfig, ContainerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{StartReport, open_null};
+use crate::options::NetworkMode;
 use crate::state::{Observed, RunState};
 use crate::{Engine, spec};
 
@@ -139,6 +141,10 @@ impl Engine {
             &IdMaps::default(),
             &self.pause.host_maps,
             &[],
+            match config.options.network {
+                NetworkMode::Host => Network::Host,
+                _ => Network::Own,
+            },
         )?;
         Ok((state, spec))
     }

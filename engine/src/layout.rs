@@ -9,6 +9,8 @@
 //!     etc/                      hosts, hostname, resolv.conf, as mounted into it
 //!     log                       its output (k8s-file format)
 //!     state exit                its run (see `state`)
+//!     root/                     a spare's overlay is mounted here
+//!   spares/KEY,N/               the directory of a container to come (see `container::spare`)
 //!   volumes/NAME/_data          one named volume
 //! run_dir/                      may vanish at any moment, also under running containers
 //!   attach/ID                   the monitor's socket
@@ -46,6 +48,10 @@ impl EngineConfig {
     /// One container's directory.
     pub(crate) fn container_dir(&self, id: &ContainerId) -> PathBuf {
         self.containers_dir().join(id.as_str())
+    }
+    /// Directories for containers to come (`container::spare`).
+    pub(crate) fn spares_dir(&self) -> PathBuf {
+        self.data_dir.join("spares")
     }
     /// All volumes' directories.
     pub(crate) fn volumes_dir(&self) -> PathBuf {
@@ -151,4 +157,19 @@ pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
         Mode::empty(),
     )
     .map_err(|errno| Error::machine(format!("open directory {}", path.display()), errno))
+}
+
+/// Makes `bytes` the content of a file that may hold something else.
+pub(crate) fn write_over(file: BorrowedFd<'_>, bytes: &[u8]) -> std::result::Result<(), Errno> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let written = rustix::io::retry_on_intr(|| rustix::io::write(file, rest))?;
+        rest = &rest[written..];
+    }
+    // Cut last and only where needed: ext4 begins at once to write out a file that was emptied first.
+    let length = bytes.len() as u64;
+    if rustix::fs::fstat(file)?.st_size as u64 > length {
+        rustix::fs::ftruncate(file, length)?;
+    }
+    Ok(())
 }

@@ -15,6 +15,7 @@ mod layout;
 mod log_writer;
 pub mod logs;
 mod monitor;
+pub mod network;
 pub mod options;
 mod own_program;
 mod spec;
@@ -22,6 +23,7 @@ mod state;
 pub mod system;
 #[cfg(test)]
 mod testing;
+mod uplink;
 pub mod volume;
 
 use std::path::PathBuf;
@@ -46,6 +48,8 @@ pub struct EngineConfig {
     pub run_dir: PathBuf,
     /// Compiled seccomp filters and the like (`~/.cache/selkie`).
     pub cache_dir: PathBuf,
+    /// Where helpers such as `pasta` and `nft` are looked for.
+    pub search_path: Vec<PathBuf>,
 }
 
 /// An open engine: the calling process is root in the login's pause namespace.

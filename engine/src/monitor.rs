@@ -18,13 +18,18 @@
 //! SIGTERM is what a host sends at shutdown: it passes the container its stop signal, and the monitor
 //! stays to record the end. SIGINT and SIGQUIT are meant for terminals it has none of: ignored.
 
+mod network;
 mod relay;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use selkie_runtime::launch::{LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile};
+use selkie_net::port_mapping::PortMapping;
+use selkie_runtime::launch::{
+    ConnectNetwork, LaunchRequest, Launched, ProvidedRoot, Stdio, launch_meanwhile,
+};
+use selkie_storage::Store;
 use selkie_storage::container_layer::ContainerLayer;
 use selkie_storage::presenter::{Presenter, RootRequest, bind_root};
 use selkie_sys::namespace::NamespaceKey;
@@ -34,18 +39,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::Engine;
 use crate::attach::{ServerEnd, listen};
-use crate::container::etc_files::EtcFiles;
+use crate::container::etc_files::{EtcFiles, Names, Surroundings};
 use crate::container::merge::{Login, host_name};
-use crate::container::remove::{delete_row, remove_files};
+use crate::container::remove::{delete_row, prepare_to_delete, remove_files};
+use crate::container::spare::{self, Candidate};
 use crate::container::start::{Launch, record_exit};
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::{Database, Durability, make_private_dir};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
-use crate::options::{MountSource, PidMode};
+use crate::network::{connect, own_connector};
+use crate::options::{MountSource, NetworkMode, PidMode};
 use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
+use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
 use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
@@ -115,6 +123,8 @@ struct Running {
     listener: OwnedFd,
     started: String,
     database: Option<Database>,
+    candidate: Option<Candidate>,
+    tie: Option<KeptTie>,
 }
 
 /// What is made while the container's process makes its mounts.
@@ -135,6 +145,8 @@ struct Epilogue {
     started: String,
     stop_signal: i32,
     disposable: bool,
+    /// Its mode and its ports, where it has a connector of its own.
+    own_network: Option<(NetworkMode, Vec<PortMapping>)>,
     /// The container's user namespace, when its processes do not end with its init.
     outliving: Option<NamespaceKey>,
 }
@@ -176,6 +188,8 @@ impl<'e> Monitor<'e> {
             }
         };
         StartReport::send(Ok(()), self.report);
+        let has_only_own_mounts =
+            self.launch.config.options.mounts.is_empty() && self.launch.root_directory().is_none();
         let mut epilogue = Epilogue {
             database: running.database,
             paths: self.engine.config.clone(),
@@ -184,6 +198,12 @@ impl<'e> Monitor<'e> {
             started: running.started,
             stop_signal: self.launch.config.stop_signal,
             disposable: self.launch.disposable,
+            own_network: match &self.launch.config.options.network {
+                mode @ (NetworkMode::Pasta(_) | NetworkMode::Slirp4netns(_)) => {
+                    Some((mode.clone(), self.launch.config.options.ports.clone()))
+                }
+                _ => None,
+            },
             outliving: match self.launch.config.options.pid {
                 PidMode::Private => None,
                 PidMode::Host => {
@@ -192,16 +212,21 @@ impl<'e> Monitor<'e> {
                 }
             },
         };
+        drop(self.launch.connection);
         drop(self.launch.config);
         let log = match epilogue.dir.try_clone() {
             Ok(dir) => LogWriter::new(dir),
             Err(_) => return,
         };
-        let (pidfd, terminal) = essence(running.launched);
+        let (pidfd, terminal, mounts) = essence(running.launched);
+        // The client need not wait until they are taken apart, where none of them is of a thing that
+        // somebody might want back at once.
+        let mounts = mounts.filter(|_| epilogue.disposable && has_only_own_mounts);
         if let Some(terminal) = terminal {
             running.streams = Streams::terminal(terminal);
         }
         let mut relay = Relay {
+            tie: running.tie,
             pidfd,
             streams: running.streams,
             signals: running.signals,
@@ -214,7 +239,8 @@ impl<'e> Monitor<'e> {
         let code = relay.run(&epilogue);
         let afterwards = epilogue.finish(code);
         relay.say_exited(code);
-        epilogue.clean_up(afterwards);
+        let store = &self.engine.store;
+        epilogue.clean_up(afterwards, running.candidate, store, mounts);
     }
 
     /// Builds the container and lets its command go.
@@ -230,6 +256,7 @@ impl<'e> Monitor<'e> {
         let engine = self.engine;
         let launch = &self.launch;
         let layer = match launch.chain_id {
+            Some(_) if launch.is_from_spare() => None,
             Some(_) => Some(ContainerLayer::create(&launch.lock.path)?),
             None => None,
         };
@@ -242,11 +269,16 @@ impl<'e> Monitor<'e> {
                 host_name: &uname.nodename().to_string_lossy(),
             },
         );
-        let etc = EtcFiles::new(launch.config.options.network, &launch.name, &host)?.write(
-            launch.lock.as_fd(),
-            &launch.lock.path,
-            &launch.maps,
-        )?;
+        let (connection, around) = self.places()?;
+        let etc_files = self.etc_files(&around, &host)?;
+        let write_etc = || etc_files.write(launch.lock.as_fd(), &launch.lock.path, &launch.maps);
+        // A spare has them; what they say is written while the container's process is busy.
+        if !launch.is_from_spare() {
+            write_etc()?;
+        }
+        let etc = etc_files.places(&launch.lock.path);
+        // Open for as long as the runtime may need it.
+        let (network, _shared) = self.network()?;
         let spec = spec::build(
             &engine.config,
             &launch.config,
@@ -254,13 +286,20 @@ impl<'e> Monitor<'e> {
             &launch.maps,
             &engine.pause.host_maps,
             &etc,
+            network,
         )?;
         let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
 
         let mut first_uses = self.prepare_volumes()?;
+        let mut second_mount = None;
         let mut provide_root = |user_namespace: BorrowedFd<'_>| {
             let root = self.mount_root(presenter.as_ref(), layer.as_ref(), user_namespace)?;
+            if launch.is_from_spare() {
+                write_etc()?;
+            } else if launch.lot.is_some() {
+                second_mount = Candidate::second_mount(root.as_fd());
+            }
             for (first_use, copy_up) in first_uses.drain(..) {
                 if copy_up {
                     first_use.fill(root.as_fd())?;
@@ -270,12 +309,22 @@ impl<'e> Monitor<'e> {
             }
             Ok(ProvidedRoot { root })
         };
+        let mut tie = match connection {
+            Some(connection) => Some(Tie::new(engine.config.uplink(), connection)?),
+            None => None,
+        };
+        let mut connect = tie.as_mut().map(|tie| {
+            |namespace: BorrowedFd<'_>, init: BorrowedFd<'_>| Ok(tie.begin(namespace, init)?)
+        });
         let mut aside = Err(Error::machine("start the container", "it was not prepared"));
         let mut meanwhile = |init| aside = self.prepare_aside(init);
         let request = LaunchRequest {
             spec: &spec,
             stdio,
             provide_root: &mut provide_root,
+            connect_network: connect
+                .as_mut()
+                .map(|connect| connect as &mut ConnectNetwork<'_>),
             cgroup: None,
             init: launch.config.options.init,
             seccomp_cache_dir: Some(&engine.config.cache_dir),
@@ -287,16 +336,43 @@ impl<'e> Monitor<'e> {
             started,
             database,
         } = aside?;
+        if let Some(tie) = &mut tie {
+            for warning in tie.finish(launched.identity.pid, launched.pidfd.as_fd())? {
+                tracing::warn!("{warning}");
+            }
+        }
+        let lot = self.launch.lot.take();
+        let launch = &self.launch;
+        let candidate = lot.and_then(|lot| Candidate::of(lot, launch.lock.as_fd(), second_mount));
         state::commit_state(launch.lock.as_fd())?;
         launched.start()?;
+        let init = launched.identity.pid;
         Ok(Running {
+            candidate,
             launched,
             streams,
             signals,
             listener,
             started,
             database,
+            tie: tie.map(|tie| KeptTie::new(tie, init)),
         })
+    }
+
+    fn etc_files(&self, around: &Surroundings, host_name: &str) -> Result<EtcFiles> {
+        let launch = &self.launch;
+        let options = &launch.config.options;
+        let shared = match &options.network {
+            NetworkMode::Container(id) => ContainerId::parse(id),
+            _ => None,
+        };
+        let shared = shared.map(|id| self.engine.config.container_dir(&id).join("etc"));
+        let names = Names {
+            name: &launch.name,
+            host_name,
+            options: &options.names,
+        };
+        EtcFiles::new(&options.network, around, names, shared.as_deref())
     }
 
     /// Everything that can be done while the container's process is busy with its mounts.
@@ -313,7 +389,7 @@ impl<'e> Monitor<'e> {
         let paths = &self.engine.config;
         let database = if launch.disposable && self.client.is_some() {
             let database = Database::open(&paths.data_dir)?;
-            database.connect_now()?;
+            prepare_to_delete(&database)?;
             Some(database)
         } else {
             None
@@ -348,6 +424,9 @@ impl<'e> Monitor<'e> {
     ) -> std::result::Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
         if let Some(directory) = self.launch.root_directory() {
             return Ok(bind_root(directory)?);
+        }
+        if self.launch.is_from_spare() {
+            return Ok(spare::mount_root(self.launch.lock.as_fd())?);
         }
         match (&self.launch.chain_id, layer) {
             (Some(chain_id), Some(layer)) => Ok(presenter.mount_root(
@@ -416,6 +495,20 @@ impl<'e> Monitor<'e> {
 }
 
 impl Epilogue {
+    /// Ties the container to the uplink again, as is on record now.
+    fn renew_tie(&self, tie: &mut KeptTie, init: BorrowedFd<'_>) {
+        let on_record = || match &self.own_network {
+            Some((mode, ports)) => {
+                let own = own_connector::plan(&self.paths, &self.id, mode, ports)?;
+                Ok(own.map(|own| own.connection))
+            }
+            None => Database::open(&self.paths.data_dir)?
+                .read(|database| connect::on_record(database, &self.id)),
+        };
+        tie.renew(&self.paths.uplink(), on_record, init);
+        selkie_sys::slim::trim_heap();
+    }
+
     /// Makes the attach socket again.
     fn listen_again(&self) -> Result<OwnedFd> {
         make_socket(&self.paths, &self.id)
@@ -470,10 +563,23 @@ impl Epilogue {
     }
 
     /// When nobody waits any more.
-    fn clean_up(&self, afterwards: Afterwards) {
+    fn clean_up(
+        &self,
+        afterwards: Afterwards,
+        candidate: Option<Candidate>,
+        store: &Store,
+        mounts: Option<OwnedFd>,
+    ) {
         if let Some(volumes) = afterwards.orphaned_volumes {
+            // First: the next container may be about to start.
+            let is_spare = candidate.is_some_and(|candidate| {
+                candidate.leave(&self.paths, store, &self.id, self.dir.as_fd())
+            });
+            drop(mounts);
             // Under the lock still, so that `system check` sees that it is being done.
-            let _ = remove_files(&self.paths, &self.id, &volumes);
+            if !is_spare {
+                let _ = remove_files(&self.paths, &self.id, &volumes);
+            }
         }
         if let Some(database) = afterwards.database {
             let _ = database.tidy();
@@ -511,8 +617,8 @@ pub(crate) fn open_null() -> Result<OwnedFd> {
 }
 
 /// What is of use after the start; the rest is dropped.
-fn essence(launched: Launched) -> (OwnedFd, Option<OwnedFd>) {
-    (launched.pidfd, launched.terminal)
+fn essence(launched: Launched) -> (OwnedFd, Option<OwnedFd>, Option<OwnedFd>) {
+    (launched.pidfd, launched.terminal, launched.mount_namespace)
 }
 
 /// Lets go of the command's terminal and directory, and of the memory that came with the fork.

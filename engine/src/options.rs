@@ -1,8 +1,13 @@
 //! What a caller can ask of a new container: parsed meaning, not command-line text.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+pub use network::{DnsServers, ExposedPorts, ExtraHost, NameOptions, NetworkMode, NetworkRequest};
+pub use selkie_net::network::{BadInterfaceName, BadMacAddress, InterfaceName, MacAddress};
+pub use selkie_net::port_mapping::{PortMapping, Protocol};
 use selkie_runtime::seccomp_profile::Profile;
 use serde::{Deserialize, Serialize};
 
@@ -49,16 +54,6 @@ pub enum UsernsMode {
         /// GID triples.
         gid: Vec<(u32, u32, u32)>,
     },
-}
-
-/// `--network`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub enum NetworkMode {
-    /// Only a loopback device of its own.
-    #[default]
-    None,
-    /// The host's network.
-    Host,
 }
 
 /// `--pid`.
@@ -181,6 +176,18 @@ pub struct CreateOptions {
     pub sysctls: BTreeMap<String, String>,
     /// `--network`.
     pub network: NetworkMode,
+    /// `--publish`. Host port 0: a free one, chosen when the container is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortMapping>,
+    /// `--publish-all`: everything exposed, on host ports chosen when the container is made.
+    #[serde(default)]
+    pub publish_all: bool,
+    /// `--expose`, and the image's once the container is made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expose: Vec<ExposedPorts>,
+    /// Names it knows and finds.
+    #[serde(default)]
+    pub names: NameOptions,
     /// `--pid`.
     pub pid: PidMode,
     /// `--userns`.

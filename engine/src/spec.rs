@@ -9,7 +9,7 @@ use selkie_userns::{IdMap, IdMaps};
 use crate::EngineConfig;
 use crate::container::ContainerConfig;
 use crate::error::{Error, Result};
-use crate::options::{MountOption, MountSource, NetworkMode, PidMode, SeccompOption};
+use crate::options::{MountOption, MountSource, PidMode, SeccompOption};
 
 /// Writable memory on a read-only root, as Podman's `--read-only-tmpfs`.
 const READ_ONLY_TMPFS: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
@@ -26,6 +26,7 @@ pub(crate) fn build(
     maps: &IdMaps,
     pause_maps: &IdMaps,
     etc: &[(PathBuf, &'static str)],
+    network: Network,
 ) -> Result<Spec> {
     let options = &config.options;
     let mut mounts = Vec::with_capacity(etc.len() + options.mounts.len() + READ_ONLY_TMPFS.len());
@@ -59,10 +60,7 @@ pub(crate) fn build(
         read_only_root: options.read_only,
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),
-        network: match options.network {
-            NetworkMode::None => Network::None,
-            NetworkMode::Host => Network::Host,
-        },
+        network,
         pid: match options.pid {
             PidMode::Private => PidNamespace::Private,
             PidMode::Host => PidNamespace::Host,

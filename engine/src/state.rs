@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::ExitRecord;
 use crate::error::{Error, Result};
+use crate::layout::write_over;
 
 /// Who runs a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +97,21 @@ pub(crate) fn clear(dir: BorrowedFd<'_>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the directory of an ended container without a row one for another container.
+pub(crate) fn retire(dir: BorrowedFd<'_>) -> Result<()> {
+    for name in ["log", STOPPING, EXIT] {
+        match unlinkat(dir, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(errno) => {
+                let attempt = format!("remove `{name}` of a container");
+                return Err(Error::machine(attempt, errno));
+            }
+        }
+    }
+    // Kept as a file, not as a record: nobody reads it by that name.
+    rename(dir, STATE, STATE_NEW)
 }
 
 /// Reads `state` and `exit` below `dir` (relative to `base`) and asks the kernel.
@@ -200,17 +216,11 @@ fn write_new(dir: BorrowedFd<'_>, temporary: &str, value: &impl Serialize) -> Re
     let file = openat(
         dir,
         temporary,
-        OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+        OFlags::WRONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
         Mode::RUSR | Mode::WUSR,
     )
     .map_err(|errno| Error::machine(attempt(), errno))?;
-    let mut rest = json.as_slice();
-    while !rest.is_empty() {
-        let written = rustix::io::retry_on_intr(|| rustix::io::write(&file, rest))
-            .map_err(|errno| Error::machine(attempt(), errno))?;
-        rest = &rest[written..];
-    }
-    Ok(())
+    write_over(file.as_fd(), &json).map_err(|errno| Error::machine(attempt(), errno))
 }
 
 fn read_whole<T: for<'de> Deserialize<'de>>(

@@ -11,11 +11,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
+use selkie_net::uplink;
 use selkie_storage::remove_tree;
 use selkie_sys::process_identity::{ProcessIdentity, send_signal, wait_for_exit};
 use serde::Serialize;
 
 use crate::container::remove::remove_row_and_files;
+use crate::container::spare;
 use crate::container::start::record_exit;
 use crate::container::{ContainerId, ExitRecord};
 use crate::database::Durability;
@@ -42,6 +44,8 @@ pub enum LeftoverKind {
     Socket,
     /// A mount in the login's namespace that nothing uses.
     Mount,
+    /// What an uplink left that nobody looks after any more.
+    Uplink,
     /// A file of the image store that no image needs.
     StoreFile,
 }
@@ -70,8 +74,10 @@ enum Remedy {
     RecordExit(ContainerId, ExitRecord),
     RemoveContainerDirectory(ContainerId, PathBuf),
     KillContainer(RunState, PathBuf),
+    RemoveSpare(PathBuf),
     RemoveTree(PathBuf),
     RemoveSocket(PathBuf),
+    RemoveUplink(PathBuf),
     Unmount(PathBuf),
     CleanStore,
 }
@@ -148,8 +154,19 @@ impl Engine {
             });
         }
         findings.extend(self.compare_rows_and_files()?);
+        for path in spare::dead(&self.config)? {
+            findings.push(Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::ContainerDirectory,
+                    what: path.display().to_string(),
+                    reason: "it was kept for the next container, and its mount is gone".to_owned(),
+                },
+                remedy: Remedy::RemoveSpare(path),
+            });
+        }
         findings.extend(self.find_sockets()?);
         findings.extend(self.find_mounts()?);
+        findings.extend(self.find_uplinks()?);
         Ok(findings)
     }
 
@@ -229,17 +246,22 @@ impl Engine {
         }
     }
 
-    /// Containers' mounts live in their own namespaces, so in the login's there is only the one of
-    /// the metadata trees.
+    /// Containers' mounts live in their own namespaces, so in the login's there are only the one of
+    /// the metadata trees, those of spares, and the uplinks' (see `find_uplinks`).
     fn find_mounts(&self) -> Result<Vec<Finding>> {
         let table = std::fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| Error::machine("read /proc/self/mountinfo", error))?;
         let trees = self.store.root().join("trees");
+        let uplinks = self.config.uplink().dir;
         let mut has_trees = false;
         let mut findings = Vec::new();
         for point in mount_points_below(&table, &self.config.data_dir) {
             if point == trees && !has_trees {
                 has_trees = true;
+                continue;
+            }
+            // Unmounted with the directory it is in, which is looked at elsewhere.
+            if spare::is_root_of_one(&self.config, &point) || point.starts_with(&uplinks) {
                 continue;
             }
             findings.push(Finding {
@@ -252,6 +274,21 @@ impl Engine {
             });
         }
         Ok(findings)
+    }
+
+    /// An uplink whose supervisor died is taken over by the containers on it; without any it stays.
+    fn find_uplinks(&self) -> Result<Vec<Finding>> {
+        Ok(uplink::leftovers(&self.config.uplink())?
+            .into_iter()
+            .map(|path| Finding {
+                leftover: Leftover {
+                    kind: LeftoverKind::Uplink,
+                    what: path.display().to_string(),
+                    reason: "its supervisor does not run any more".to_owned(),
+                },
+                remedy: Remedy::RemoveUplink(path),
+            })
+            .collect())
     }
 
     fn find_store_garbage(&self) -> Result<Vec<Finding>> {
@@ -282,7 +319,7 @@ impl Engine {
             Remedy::RemoveContainerDirectory(id, path) => {
                 // Whoever holds the lock is removing it.
                 match LockedContainer::try_lock_existing(&self.config, &id) {
-                    Ok(Some(_lock)) => Ok(remove_tree(&path)?),
+                    Ok(Some(_lock)) => spare::remove_directory(&path),
                     Ok(None) => Ok(()),
                     Err(_) if !path.exists() => Ok(()),
                     Err(error) => Err(error),
@@ -290,8 +327,9 @@ impl Engine {
             }
             Remedy::KillContainer(state, path) => {
                 self.kill_and_wait(&state)?;
-                Ok(remove_tree(&path)?)
+                spare::remove_directory(&path)
             }
+            Remedy::RemoveSpare(path) => spare::remove_spare(&path),
             Remedy::RemoveTree(path) => Ok(remove_tree(&path)?),
             Remedy::RemoveSocket(path) => match std::fs::remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -303,6 +341,7 @@ impl Engine {
                 rustix::mount::unmount(&path, rustix::mount::UnmountFlags::DETACH)
                     .map_err(|errno| Error::machine(format!("unmount {}", path.display()), errno))
             }
+            Remedy::RemoveUplink(path) => Ok(uplink::remove_leftover(&path)?),
             Remedy::CleanStore => {
                 let lock = self.store.lock_exclusive()?;
                 let live = self.live_images()?;
@@ -423,7 +462,7 @@ fn kill(identity: &ProcessIdentity) -> Result<()> {
 }
 
 /// Names in a directory that may be absent.
-fn names_in(dir: &Path) -> Result<Vec<String>> {
+pub(crate) fn names_in(dir: &Path) -> Result<Vec<String>> {
     let failed = |error| Error::machine(format!("list {}", dir.display()), error);
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,

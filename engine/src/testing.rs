@@ -103,6 +103,7 @@ pub(crate) fn paths(directory: &Path) -> EngineConfig {
         data_dir: directory.join("data"),
         run_dir: directory.join("run"),
         cache_dir: directory.join("cache"),
+        search_path: Vec::new(),
     }
 }
 

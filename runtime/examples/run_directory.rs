@@ -66,6 +66,7 @@ fn run() -> Result<u8> {
             let root = open_tree(rustix::fs::CWD, directory.as_str(), flags)?;
             Ok(ProvidedRoot { root })
         },
+        connect_network: None,
         cgroup: None,
         init,
         seccomp_cache_dir: Some(&cache),

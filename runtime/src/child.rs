@@ -130,6 +130,7 @@ impl Child {
             Step::OpenDirectory { slot, path } => self.open_directory(*slot, path).plain(),
             Step::NewSession => new_session(),
             Step::Loopback => child::bring_up_loopback().plain(),
+            Step::GiveNetwork => self.give_network().plain(),
             Step::HostName(name) => rustix::system::sethostname(name.as_bytes()).plain(),
             Step::DomainName(name) => rustix::system::setdomainname(name.as_bytes()).plain(),
             Step::Create {
@@ -181,6 +182,7 @@ impl Child {
             Step::Personality(persona) => child::set_personality(*persona).plain(),
             Step::PlaceDescriptors => self.place_descriptors().plain(),
             Step::BecomeUser { credentials, umask } => self.become_user(credentials, *umask),
+            Step::Ready => self.ready().plain(),
             Step::Gate => self.gate().plain(),
             Step::Init => init::split(self.capabilities).plain(),
             Step::Seccomp { program, flags } => seccomp::load(program, *flags)
@@ -189,6 +191,13 @@ impl Child {
             Step::FindCommand => self.find_command(),
             Step::Execute => self.execute(),
         }
+    }
+
+    fn give_network(&self) -> Result<(), Errno> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let namespace = rustix::fs::open(c"/proc/self/ns/net", flags, Mode::empty())?;
+        let tag = [Tag::Network as u8];
+        send_one(self.channel.as_fd(), &tag, Some(namespace.as_fd()))
     }
 
     fn slot(&self, slot: Slot) -> Result<BorrowedFd<'_>, Errno> {
@@ -351,8 +360,11 @@ impl Child {
         }
     }
 
+    fn ready(&mut self) -> Result<(), Errno> {
+        send_one(self.channel.as_fd(), &[Tag::Ready as u8], None)
+    }
+
     fn gate(&mut self) -> Result<(), Errno> {
-        send_one(self.channel.as_fd(), &[Tag::Ready as u8], None)?;
         self.expect(Tag::Go).map(drop)
     }
 

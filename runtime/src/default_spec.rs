@@ -14,13 +14,15 @@ use crate::launch::LaunchError;
 use crate::seccomp_profile::{self, Profile, Surroundings};
 
 /// The container's network namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Network {
-    /// Its own, with a loopback device.
+    /// A new one; it has a loopback device only until somebody connects it.
     #[default]
-    None,
+    Own,
     /// The caller's.
     Host,
+    /// An existing one (`/proc/PID/ns/net`, or a file that one is mounted on).
+    Existing(PathBuf),
 }
 
 /// The container's PID namespace.
@@ -318,9 +320,9 @@ impl DefaultSpec {
         linux
             .set_uid_mappings(Some(id_mappings(&self.uid_maps)))
             .set_gid_mappings(Some(id_mappings(&self.gid_maps)))
-            .set_sysctl(Some(self.sysctls.into_iter().collect::<HashMap<_, _>>()))
+            .set_sysctl(Some(sysctls(self.sysctls, &self.network, self.pid)))
             .set_resources(None)
-            .set_namespaces(Some(namespaces(self.network, self.pid)))
+            .set_namespaces(Some(namespaces(&self.network, self.pid)))
             .set_masked_paths(Some(masked))
             .set_readonly_paths(Some(read_only))
             .set_seccomp(seccomp);
@@ -396,7 +398,7 @@ impl DefaultSpec {
     }
 
     fn all_mounts(&self) -> Vec<Mount> {
-        let mut mounts = default_mounts(self.network, self.pid);
+        let mut mounts = default_mounts(&self.network, self.pid);
         for mount in &self.mounts {
             mounts.retain(|default| default.destination() != mount.destination());
         }
@@ -453,10 +455,29 @@ fn id_mappings(maps: &[(u32, u32, u32)]) -> Vec<LinuxIdMapping> {
     maps.iter().map(mapping).collect()
 }
 
-fn namespaces(network: Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
+/// What was asked for, and in a network namespace of its own Podman's default: group 0 may ping, since
+/// raw sockets need a capability that containers do not have. Only through a `/proc` of its own, which
+/// a container in the host's PID namespace has not.
+fn sysctls(
+    asked: BTreeMap<String, String>,
+    network: &Network,
+    pid: PidNamespace,
+) -> HashMap<String, String> {
+    const PING: &str = "net.ipv4.ping_group_range";
+    let mut sysctls: HashMap<String, String> = asked.into_iter().collect();
+    if *network == Network::Own && pid == PidNamespace::Private {
+        let spelled_otherwise = PING.replace('.', "/");
+        if !sysctls.contains_key(&spelled_otherwise) {
+            sysctls.entry(PING.into()).or_insert_with(|| "0 0".into());
+        }
+    }
+    sysctls
+}
+
+fn namespaces(network: &Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
     use LinuxNamespaceType as Type;
     let mut types = vec![Type::User, Type::Mount, Type::Ipc, Type::Uts, Type::Cgroup];
-    if network == Network::None {
+    if *network != Network::Host {
         types.push(Type::Network);
     }
     if pid == PidNamespace::Private {
@@ -465,12 +486,15 @@ fn namespaces(network: Network, pid: PidNamespace) -> Vec<LinuxNamespace> {
     let namespace = |typ| {
         let mut namespace = LinuxNamespace::default();
         namespace.set_typ(typ);
+        if let (Type::Network, Network::Existing(path)) = (typ, network) {
+            namespace.set_path(Some(path.clone()));
+        }
         namespace
     };
     types.into_iter().map(namespace).collect()
 }
 
-fn default_mounts(network: Network, pid: PidNamespace) -> Vec<Mount> {
+fn default_mounts(network: &Network, pid: PidNamespace) -> Vec<Mount> {
     let proc = match pid {
         PidNamespace::Private => mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         // A proc of the caller's PID namespace cannot be mounted from below; it can be shown.
@@ -482,14 +506,14 @@ fn default_mounts(network: Network, pid: PidNamespace) -> Vec<Mount> {
         ),
     };
     let sys = match network {
-        Network::None => mount(
+        Network::Own => mount(
             "/sys",
             "sysfs",
             "sysfs",
             &["nosuid", "noexec", "nodev", "ro"],
         ),
         // sysfs belongs to a network namespace: without an own one only the caller's can be shown.
-        Network::Host => mount(
+        Network::Host | Network::Existing(_) => mount(
             "/sys",
             "bind",
             "/sys",
@@ -620,9 +644,9 @@ mod tests {
 
     #[test]
     fn namespaces_follow_the_request() {
-        let count = |network, pid| {
+        let count = |network: &Network, pid| {
             let spec = DefaultSpec {
-                network,
+                network: network.clone(),
                 pid,
                 ..Default::default()
             }
@@ -636,7 +660,7 @@ mod tests {
                 .unwrap()
                 .len()
         };
-        assert_eq!(count(Network::None, PidNamespace::Private), 7);
-        assert_eq!(count(Network::Host, PidNamespace::Host), 5);
+        assert_eq!(count(&Network::Own, PidNamespace::Private), 7);
+        assert_eq!(count(&Network::Host, PidNamespace::Host), 5);
     }
 }

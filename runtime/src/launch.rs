@@ -10,8 +10,8 @@
 //! uid_map, gid_map; opens the userns  ──▶  becomes root, makes /proc, /dev, … detached
 //! provide_root(userns)                ──▶  attaches root and mounts, pivots, …
 //! reads passwd and group in the root  ──▶  becomes the user
-//!                                     ◀──  ready: waits at the gate
-//! Launched::start                     ──▶  loads the seccomp filter, execs
+//!                                     ◀──  ready: loads the seccomp filter, waits at the gate
+//! Launched::start                     ──▶  execs
 //! ```
 //!
 //! Whatever fails on either side, the parent kills and reaps the child before it returns. The
@@ -21,7 +21,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::{LinuxPersonalityDomain, Process, Spec};
 use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, set_dumpable_behavior};
+use selkie_sys::SysResult;
 use selkie_sys::clone::{CloneNamespaces, Side};
 use selkie_sys::errno::Attempt;
 use selkie_sys::fd_passing::{receive_one, send_one};
@@ -68,6 +70,10 @@ pub struct ProvidedRoot {
 pub type ProvideRoot<'a> = dyn FnMut(BorrowedFd<'_>) -> Result<ProvidedRoot, Box<dyn std::error::Error + Send + Sync>>
     + 'a;
 
+/// Connects the container's network, given its namespace and a pidfd of its init.
+pub type ConnectNetwork<'a> = dyn FnMut(BorrowedFd<'_>, BorrowedFd<'_>) -> Result<(), Box<dyn std::error::Error + Send + Sync>>
+    + 'a;
+
 /// Everything needed to launch. ID maps come from `spec.linux.uid_mappings/gid_mappings`
 /// (container ↔ caller's user namespace) and are written by the caller's process directly.
 pub struct LaunchRequest<'a> {
@@ -79,6 +85,9 @@ pub struct LaunchRequest<'a> {
     pub stdio: Stdio,
     /// Called in the parent with the container's user namespace; gives the root file system.
     pub provide_root: &'a mut ProvideRoot<'a>,
+    /// Called in the parent once the container's own network namespace exists, while the child makes
+    /// its mounts. Only where the spec asks for a new one.
+    pub connect_network: Option<&'a mut ConnectNetwork<'a>>,
     /// A cgroup v2 directory to start in.
     pub cgroup: Option<BorrowedFd<'a>>,
     /// Run a small init as PID 1 (`--init`): reaps, forwards signals, exits as its child does.
@@ -100,6 +109,9 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// Master side, when a terminal was asked for.
     pub terminal: Option<OwnedFd>,
+    /// Its mount namespace, if it is a new container's: while this is open, taking all its mounts
+    /// apart is not part of its end.
+    pub mount_namespace: Option<OwnedFd>,
     /// Lets it go, see [`Launched::start`]. Closing it instead ends the process.
     pub gate: OwnedFd,
     /// Words what the child reports.
@@ -107,18 +119,25 @@ pub struct Launched {
 }
 
 impl Launched {
-    /// Lets the process `exec` and waits until it has (or could not).
+    /// Lets the process `exec` and waits until it has (or could not, or fails on the way there).
     ///
     /// # Errors
     /// [`LaunchError::CommandNotFound`] and [`LaunchError::InterpreterNotFound`] (exit code 127),
     /// [`LaunchError::CommandNotExecutable`] (126). The process has then exited, and is the
     /// caller's to reap.
     pub fn start(&mut self) -> Result<(), LaunchError> {
-        send_one(self.gate.as_fd(), &[Tag::Go as u8], None)
-            .attempt(|| "let the container process go")?;
+        match send_one(self.gate.as_fd(), &[Tag::Go as u8], None) {
+            // It has said why and is gone.
+            Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+            result => result.attempt(|| "let the container process go")?,
+        }
         let mut message = [0; Failure::LENGTH];
-        let (length, _) = receive_one(self.gate.as_fd(), &mut message)
-            .attempt(|| "wait for the container process to exec")?;
+        let received = match receive_one(self.gate.as_fd(), &mut message) {
+            // Gone before it read our message; the kernel says so once, before what it has said.
+            Err(Errno::CONNRESET) => receive_one(self.gate.as_fd(), &mut message),
+            result => result,
+        };
+        let (length, _) = received.attempt(|| "wait for the container process to exec")?;
         match (length, Failure::decode(&message[..length])) {
             (0, _) => Ok(()),
             (_, Some(failure)) => Err(self.wording.error(failure)),
@@ -149,6 +168,7 @@ pub fn launch_meanwhile(
         spec,
         stdio,
         provide_root,
+        connect_network,
         cgroup,
         init,
         seccomp_cache_dir,
@@ -167,7 +187,13 @@ pub fn launch_meanwhile(
         gid: Map::of("GID", linux.gid_mappings())?,
     };
     let who = Who::of(process, &maps)?;
-    let namespaces = Namespaces::of(spec)?;
+    let mut namespaces = Namespaces::of(spec)?;
+    namespaces.gives_network = connect_network.is_some();
+    if namespaces.gives_network && !namespaces.new.contains(CloneNamespaces::NETWORK) {
+        return Err(invalid(
+            "only a network namespace of its own can be connected",
+        ));
+    }
 
     let mut preparation = Preparation::new(spec, &namespaces, &maps.uid, &maps.gid)?;
     preparation.names()?;
@@ -229,9 +255,17 @@ pub fn launch_meanwhile(
     if by_clone.contains(CloneNamespaces::USER) {
         maps.write(pid)?;
     }
+    // While it is dumpable, that is, before it becomes the user.
+    let mount_namespace = open_namespace(pid, "mnt")?;
     provide(&setup, &maps, &who, provide_root, &script.stdio)?;
+    if let Some(connect_network) = connect_network {
+        let network = setup.network()?;
+        connect_network(network.as_fd(), setup.pidfd()?).map_err(LaunchError::Network)?;
+    }
     meanwhile(ProcessIdentity::of(pid)?);
-    setup.finish()
+    let mut launched = setup.finish()?;
+    launched.mount_namespace = Some(mount_namespace);
+    Ok(launched)
 }
 
 /// The parent's part while the child performs its script.
@@ -242,15 +276,18 @@ fn provide(
     provide_root: &mut ProvideRoot<'_>,
     stdio: &ScriptStdio,
 ) -> Result<(), LaunchError> {
-    let path = format!("/proc/{}/ns/user", setup.pid().as_raw_nonzero());
-    let user_namespace = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .attempt(|| format!("open {path}"))?;
+    let user_namespace = open_namespace(setup.pid(), "user")?;
     setup.tell(&[Tag::Maps as u8], None)?;
 
     let root = provide_root(user_namespace.as_fd()).map_err(LaunchError::Root)?;
     setup.tell(&[Tag::Root as u8], Some(root.root.as_fd()))?;
 
     introduce(setup, maps, who, root.root.as_fd(), stdio)
+}
+
+fn open_namespace(pid: Pid, kind: &str) -> SysResult<OwnedFd> {
+    let path = format!("/proc/{}/ns/{kind}", pid.as_raw_nonzero());
+    open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).attempt(|| format!("open {path}"))
 }
 
 /// Looks up the user in `root` and tells the child.
@@ -379,6 +416,9 @@ pub enum LaunchError {
     /// A call in the parent failed.
     #[error(transparent)]
     Sys(#[from] selkie_sys::SysError),
+    /// The caller's `connect_network` failed.
+    #[error("{0}")]
+    Network(Box<dyn std::error::Error + Send + Sync>),
     /// The caller's `provide_root` failed.
     #[error("{0}")]
     Root(Box<dyn std::error::Error + Send + Sync>),

@@ -16,6 +16,8 @@ pub(crate) struct Namespaces {
     pub(crate) new: CloneNamespaces,
     /// Existing ones (`path` in the spec), open.
     pub(crate) joined: Vec<(LinuxNamespaceType, OwnedFd)>,
+    /// The parent wants to connect the new network namespace.
+    pub(crate) gives_network: bool,
 }
 
 impl Namespaces {
@@ -24,6 +26,7 @@ impl Namespaces {
             // Always: what a container may do, it may do as root of its own user namespace.
             new: CloneNamespaces::USER | CloneNamespaces::MOUNT,
             joined: Vec::new(),
+            gives_network: false,
         };
         let listed = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
         for namespace in listed.into_iter().flatten() {

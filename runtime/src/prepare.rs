@@ -94,6 +94,9 @@ impl<'a> Preparation<'a> {
         // Here, while the parent writes the ID maps: it takes no time of its own.
         if later.contains(CloneNamespaces::NETWORK) {
             before_root.push(Step::Loopback);
+            if namespaces.gives_network {
+                before_root.push(Step::GiveNetwork);
+            }
         }
         // Before the process stops being dumpable.
         let process = spec.process().as_ref();

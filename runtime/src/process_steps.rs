@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxSeccomp, PosixRlimitType, Process};
+use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, PosixRlimitType, Process};
 use rustix::process::{Resource, Rlimit};
 use selkie_sys::exec::PreparedCommand;
 
@@ -106,16 +106,34 @@ pub(crate) fn working_directory(process: &Process, create: bool) -> Result<Optio
     }))
 }
 
-/// The step that loads the compiled filter.
+/// The step that loads the compiled filter, and whether a process with it can still receive the
+/// message that opens its gate.
 pub(crate) fn filter(
     rules: Option<&LinuxSeccomp>,
     cache_dir: Option<&Path>,
-) -> Result<Option<Step>> {
+) -> Result<Option<(Step, bool)>> {
     let Some(rules) = rules else { return Ok(None) };
-    Ok(Some(Step::Seccomp {
+    let step = Step::Seccomp {
         program: seccomp_filter::compiled(rules, cache_dir)?,
         flags: seccomp_filter::filter_flags(rules),
-    }))
+    };
+    Ok(Some((step, allows(rules, "recvmsg"))))
+}
+
+/// True when the rules allow a system call without conditions. When in doubt, they do not.
+fn allows(rules: &LinuxSeccomp, call: &str) -> bool {
+    let mut about = rules
+        .syscalls()
+        .iter()
+        .flatten()
+        .filter(|rule| rule.names().iter().any(|name| name == call));
+    match (about.next(), about.next()) {
+        (Some(rule), None) => {
+            rule.action() == LinuxSeccompAction::ScmpActAllow
+                && rule.args().as_ref().is_none_or(Vec::is_empty)
+        }
+        _ => false,
+    }
 }
 
 /// The steps after the root is entered and the user known, for `launch` and `exec` alike.
@@ -123,7 +141,7 @@ pub(crate) fn final_steps(
     process: &Process,
     gid_map_is_single: bool,
     init: bool,
-    filter: Option<Step>,
+    filter: Option<(Step, bool)>,
 ) -> Vec<Step> {
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
     let named = process.user().username().is_some();
@@ -139,13 +157,23 @@ pub(crate) fn final_steps(
             credentials,
             umask: process.user().umask().unwrap_or(0o022),
         },
-        Step::Gate,
+        Step::Ready,
     ]);
     if init {
-        steps.push(Step::Init);
+        steps.extend([Step::Gate, Step::Init, Step::FindCommand]);
+        steps.extend(filter.map(|(step, _)| step));
+    } else {
+        // The gate's message must get through the filter, if that is there already.
+        let (before, after) = match filter {
+            Some((step, true)) => (Some(step), None),
+            Some((step, false)) => (None, Some(step)),
+            None => (None, None),
+        };
+        steps.push(Step::FindCommand);
+        steps.extend(before);
+        steps.push(Step::Gate);
+        steps.extend(after);
     }
-    steps.push(Step::FindCommand);
-    steps.extend(filter);
     steps.push(Step::Execute);
     steps
 }

@@ -8,8 +8,9 @@
 //! parent → child   Maps        the ID maps are written
 //! parent → child   Root + fd   the root file system, a detached mount
 //! parent → child   User        who to be
+//! child → parent   Network+fd  its network namespace, where the parent wants it
 //! child → parent   Terminal+fd the master side, when there is a terminal
-//! child → parent   Ready       set up; waiting before exec
+//! child → parent   Ready       set up; about to wait before exec
 //! parent → child   Go          exec now
 //! ```
 //!
@@ -27,6 +28,7 @@ pub(crate) enum Tag {
     Root = b'R',
     User = b'U',
     Go = b'G',
+    Network = b'N',
     Terminal = b'T',
     Ready = b'W',
     Failed = b'E',

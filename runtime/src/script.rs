@@ -86,6 +86,8 @@ pub(crate) enum Step {
     NewSession,
     /// Brings up the loopback device of a new network namespace.
     Loopback,
+    /// Hands the parent the network namespace made before, for it to connect.
+    GiveNetwork,
     /// `sethostname`.
     HostName(String),
     /// `setdomainname`.
@@ -169,7 +171,10 @@ pub(crate) enum Step {
         credentials: Credentials,
         umask: u32,
     },
-    /// Tells the parent that all is ready, and waits to be let go.
+    /// Tells the parent that all it has to know of is done. What follows up to the gate goes on while
+    /// the parent puts the start on record.
+    Ready,
+    /// Waits to be let go.
     Gate,
     /// Forks: the child goes on, this process stays as PID 1.
     Init,
@@ -238,6 +243,7 @@ impl Step {
             }
             Self::NewSession => "start a session with a keyring of its own".into(),
             Self::Loopback => "bring up the loopback device".into(),
+            Self::GiveNetwork => "hand over the container's network namespace".into(),
             Self::HostName(name) => format!("set the host name to {name:?}"),
             Self::DomainName(name) => format!("set the domain name to {name:?}"),
             Self::Create { file_system, .. } => describe_create(file_system, detail),
@@ -281,6 +287,7 @@ impl Step {
             Self::Personality(persona) => format!("set the personality to {persona:#x}"),
             Self::PlaceDescriptors => "lay out file descriptors".into(),
             Self::BecomeUser { .. } => become_user_detail::describe(detail).into(),
+            Self::Ready => "say that all is ready".into(),
             Self::Gate => "wait to be started".into(),
             Self::Init => "start the command below the init process".into(),
             Self::FindCommand => "find the command".into(),

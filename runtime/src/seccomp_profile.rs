@@ -4,7 +4,7 @@
 
 mod default_table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompArgBuilder,
@@ -106,31 +106,29 @@ fn default_profile_for(capabilities: &dyn Fn(&str) -> bool, architecture: &str) 
     use LinuxSeccompAction::{ScmpActAllow as Allow, ScmpActErrno as Errno};
     use default_table as table;
 
-    let words = |text: &str| {
-        text.split_ascii_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let mut allowed = words(table::ALLOWED);
-    allowed.extend(words(table::ALLOWED_NEWER));
-    let mut refused = words(table::REFUSED);
+    // Every start comes by here: names are looked up in sets.
+    let words = str::split_ascii_whitespace;
+    let mut allowed = List::default();
+    words(table::ALLOWED).for_each(|name| allowed.push(name));
+    // `setns` is also in the unconditional list; the first verdict found stands there.
+    let unconditional = allowed.known.clone();
+    words(table::ALLOWED_NEWER).for_each(|name| allowed.push(name));
+    let mut refused = List::default();
+    words(table::REFUSED).for_each(|name| refused.push(name));
     for (capability, names) in table::BY_CAPABILITY {
         let list = if capabilities(capability) {
             &mut allowed
         } else {
             &mut refused
         };
-        for name in words(names) {
-            // `setns` is also in the unconditional list; the first verdict found stands there.
-            if !(list.contains(&name) || table::ALLOWED.split_ascii_whitespace().any(|n| n == name))
-            {
-                list.push(name);
-            }
+        for name in words(names).filter(|name| !unconditional.contains(name)) {
+            list.push(name);
         }
     }
+    let (mut allowed, refused) = (allowed.names, refused.names);
     for (architectures, names) in table::BY_ARCHITECTURE {
         if architectures.contains(&architecture) {
-            allowed.extend(words(names));
+            allowed.extend(words(names).map(str::to_owned));
         }
     }
 
@@ -166,6 +164,21 @@ fn default_profile_for(capabilities: &dyn Fn(&str) -> bool, architecture: &str) 
         .set_architectures(Some(family_of(architecture)))
         .set_syscalls(Some(rules));
     seccomp
+}
+
+/// Names in order, each once.
+#[derive(Default)]
+struct List {
+    names: Vec<String>,
+    known: HashSet<&'static str>,
+}
+
+impl List {
+    fn push(&mut self, name: &'static str) {
+        if self.known.insert(name) {
+            self.names.push(name.to_owned());
+        }
+    }
 }
 
 impl Profile {

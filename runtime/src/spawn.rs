@@ -203,11 +203,25 @@ impl Setup {
             }),
             [tag] if *tag == Tag::Ready as u8 => Ok((Tag::Ready, None)),
             [tag] if *tag == Tag::Terminal as u8 => Ok((Tag::Terminal, fd)),
+            [tag] if *tag == Tag::Network as u8 => Ok((Tag::Network, fd)),
             bytes => Err(match Failure::decode(bytes) {
                 Some(failure) => wording.error(failure),
                 None => protocol_error(),
             }),
         }
+    }
+
+    /// Waits for the child's network namespace.
+    pub(crate) fn network(&self) -> Result<OwnedFd, LaunchError> {
+        match self.hear()? {
+            (Tag::Network, Some(namespace)) => Ok(namespace),
+            _ => Err(protocol_error()),
+        }
+    }
+
+    pub(crate) fn pidfd(&self) -> Result<BorrowedFd<'_>, LaunchError> {
+        let pidfd = self.pidfd.as_ref().map(AsFd::as_fd);
+        pidfd.ok_or_else(protocol_error)
     }
 
     /// Waits until the child stands at the gate.
@@ -223,6 +237,7 @@ impl Setup {
                 identity,
                 pidfd,
                 terminal,
+                mount_namespace: None,
                 gate,
                 wording,
             }),

@@ -488,6 +488,7 @@ fn a_failing_root_leaves_nothing() {
                 Some(root) => Ok(ProvidedRoot { root }),
                 None => Err("no root today".into()),
             },
+            connect_network: None,
             cgroup: None,
             init: false,
             seccomp_cache_dir: None,

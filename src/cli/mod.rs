@@ -4,6 +4,8 @@
 pub mod flag;
 pub mod parse_error;
 
+use std::ffi::OsString;
+
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::commands;
@@ -77,6 +79,7 @@ pub static COMMANDS: &[&CommandSpec] = &[
     &commands::load::LOAD,
     &commands::logs::LOGS,
     &commands::manual::MANUAL,
+    &commands::port::PORT,
     &commands::ps::PS,
     &commands::load::PULL,
     &commands::rm::RM,
@@ -107,6 +110,7 @@ pub static GROUPS: &[Group] = &[
             member(&commands::kill::KILL),
             member(&commands::logs::LOGS),
             renamed("ls", &["list", "ps"], &commands::ps::PS),
+            member(&commands::port::PORT),
             member(&commands::container_prune::CONTAINER_PRUNE),
             member(&commands::rm::RM),
             member(&commands::run::RUN),
@@ -131,6 +135,22 @@ pub static GROUPS: &[Group] = &[
             member(&commands::save::SAVE),
             member(&commands::tag::TAG),
             member(&commands::tag::UNTAG),
+        ],
+    },
+    Group {
+        name: "network",
+        about: "Manage networks",
+        members: &[
+            member(&commands::network::CONNECT),
+            member(&commands::network::CREATE),
+            member(&commands::network::DISCONNECT),
+            member(&commands::network::EXISTS),
+            member(&commands::network::INSPECT),
+            member(&commands::network::LS),
+            member(&commands::network::PRUNE),
+            member(&commands::network::RELOAD),
+            member(&commands::network::RM),
+            member(&commands::network::UPDATE),
         ],
     },
     Group {
@@ -168,6 +188,23 @@ fn subcommand(member: &Member) -> Command {
 
 /// The whole tree, flags not built yet.
 pub fn tree() -> Command {
+    branches(|_| true)
+}
+
+/// Matches of a command line, found without building commands that it does not name. What is wrong
+/// with one is for the whole tree to say.
+pub fn quick_matches(words: &[OsString]) -> Option<ArgMatches> {
+    let name = words.get(1)?.to_str()?;
+    let is_named = |word: &str| word == name;
+    let is_one = COMMANDS.iter().any(|command| is_named(command.name))
+        || GROUPS.iter().any(|group| is_named(group.name));
+    is_one
+        .then(|| branches(is_named).try_get_matches_from(words).ok())
+        .flatten()
+}
+
+/// The tree with those commands and groups that are wanted.
+fn branches(is_wanted: impl Fn(&str) -> bool) -> Command {
     let mut tree = Command::new("selkie")
         .about("Rootless containers, each under its own slice of subordinate IDs")
         .version(env!("CARGO_PKG_VERSION"))
@@ -205,10 +242,10 @@ pub fn tree() -> Command {
             .help_heading(EVERYWHERE)
             .global(true),
         ]);
-    for command in COMMANDS {
+    for command in COMMANDS.iter().filter(|command| is_wanted(command.name)) {
         tree = tree.subcommand(subcommand(&member(command)));
     }
-    for group in GROUPS {
+    for group in GROUPS.iter().filter(|group| is_wanted(group.name)) {
         let mut parent = Command::new(group.name).about(group.about);
         for member in group.members {
             parent = parent.subcommand(subcommand(member));
@@ -258,6 +295,33 @@ mod tests {
     #[test]
     fn the_tree_is_sound() {
         tree().debug_assert();
+    }
+
+    #[test]
+    fn the_quick_way_finds_the_same() {
+        for words in [
+            &["run", "--rm", "busybox", "ls", "--all"][..],
+            &["ps", "--root", "/r", "-aq"],
+            &["image", "rm", "x"],
+            &["container", "ls"],
+        ] {
+            let words: Vec<OsString> = ["selkie"].iter().chain(words).map(OsString::from).collect();
+            let whole = tree().try_get_matches_from(&words).unwrap();
+            assert_eq!(quick_matches(&words), Some(whole), "{words:?}");
+        }
+        for words in [
+            &[][..],
+            &["--version"],
+            &["--root", "/r", "ps"],
+            &["nonsense"],
+            &["run", "--bogus", "i"],
+            &["run", "--help"],
+            // Other names for a command.
+            &["remove", "x"],
+        ] {
+            let words: Vec<OsString> = ["selkie"].iter().chain(words).map(OsString::from).collect();
+            assert_eq!(quick_matches(&words), None, "{words:?}");
+        }
     }
 
     #[test]
@@ -346,9 +410,9 @@ mod tests {
                 .contains("--memory is not offered yet")
         );
         assert!(
-            said(&["run", "-p", "80:80", "i"])
+            said(&["run", "-m", "1g", "i"])
                 .message
-                .contains("-p is not offered yet")
+                .contains("-m is not offered yet")
         );
         assert!(
             said(&["run", "--nmae", "x"])

@@ -10,7 +10,6 @@ use super::flag::BOOL;
 /// Flags Podman or Docker have and Selkie does not have yet, with what they are waiting for.
 /// Looked at only after parsing has failed.
 const NOT_OFFERED: &[(&str, &str)] = &[
-    ("--add-host", NETWORKS),
     ("--blkio-weight", LIMITS),
     ("--cgroup-parent", LIMITS),
     ("--cgroupns", LIMITS),
@@ -22,30 +21,19 @@ const NOT_OFFERED: &[(&str, &str)] = &[
     ("--cpuset-cpus", LIMITS),
     ("--cpuset-mems", LIMITS),
     ("--device", "devices"),
-    ("--dns", NETWORKS),
-    ("--dns-option", NETWORKS),
-    ("--dns-search", NETWORKS),
-    ("--expose", NETWORKS),
     ("--gpus", "devices"),
     ("--health-cmd", "health checks"),
     ("--health-interval", "health checks"),
-    ("--ip", NETWORKS),
     ("--log-driver", "log drivers"),
     ("--log-opt", "log drivers"),
-    ("--mac-address", NETWORKS),
     ("--memory", LIMITS),
     ("-m", LIMITS),
     ("--memory-swap", LIMITS),
-    ("--network-alias", NETWORKS),
     ("--pids-limit", LIMITS),
     ("--platform", "other architectures"),
     ("--pod", "pods"),
     ("--preserve-fds", "passing descriptors to containers"),
     ("--privileged", "privileged containers"),
-    ("--publish", NETWORKS),
-    ("-p", NETWORKS),
-    ("--publish-all", NETWORKS),
-    ("-P", NETWORKS),
     ("--restart", "restart policies"),
     ("--secret", "secrets"),
     ("--shm-size", LIMITS),
@@ -53,7 +41,6 @@ const NOT_OFFERED: &[(&str, &str)] = &[
     ("--tz", "time zones"),
 ];
 
-const NETWORKS: &str = "networks";
 const LIMITS: &str = "resource limits";
 
 /// Turns a failure of the parser into ours. Requests for help and version are printed and give

@@ -23,6 +23,7 @@ pub struct ContainerFilters {
     labels: Vec<LabelFilter>,
     ancestors: Vec<String>,
     volumes: Vec<String>,
+    networks: Vec<String>,
     before: Option<Timestamp>,
     since: Option<Timestamp>,
     until: Option<Timestamp>,
@@ -125,13 +126,14 @@ impl ContainerFilters {
             "before" => self.before = Some(created(text, value, containers)?),
             "since" => self.since = Some(created(text, value, containers)?),
             "until" => self.until = Some(point_in_time(value)?),
-            "network" | "pod" | "health" | "restart-policy" => {
+            "network" => self.networks.push(engine.network_name(value)?),
+            "pod" | "health" | "restart-policy" => {
                 return Err(refuse(format!("{key} is not offered yet")));
             }
             _ => {
                 return Err(refuse(format!("{key} is an invalid filter")).with_hint(
-                    "choose from id, name, status, exited, label, ancestor, volume, before, since, \
-                     until",
+                    "choose from id, name, status, exited, label, ancestor, volume, network, before, \
+                     since, until",
                 ));
             }
         }
@@ -158,6 +160,7 @@ impl ContainerFilters {
                 .all(|label| label.accepts(&container.config.labels))
             && any(&self.ancestors, |ancestor| is_from(container, ancestor))
             && any(&self.volumes, |volume| has_volume(container, volume))
+            && any(&self.networks, |network| is_in_network(container, network))
             && self.is_in_time(container)
     }
 
@@ -192,6 +195,15 @@ fn is_from(container: &Container, ancestor: &str) -> bool {
     container.image_id == ancestor
         || (ancestor.len() >= 12 && container.image_id.starts_with(ancestor))
         || container.config.image_name == ancestor
+}
+
+/// By the network's name, or by the mode as `inspect` shows it.
+fn is_in_network(container: &Container, network: &str) -> bool {
+    let mode = &container.config.options.network;
+    mode.requests()
+        .iter()
+        .any(|request| request.name == network)
+        || (mode.requests().is_empty() && mode.describe() == network)
 }
 
 fn has_volume(container: &Container, volume: &str) -> bool {

@@ -17,6 +17,8 @@ pub mod kill;
 pub mod load;
 pub mod logs;
 pub mod manual;
+pub mod network;
+pub mod port;
 pub mod progress;
 pub mod prompt;
 pub mod ps;

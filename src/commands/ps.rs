@@ -34,7 +34,7 @@ fn flags(command: Command) -> Command {
             list(
                 "filter",
                 "KEY=VALUE",
-                "Only those that match: id, name, status, exited, label, ancestor, volume, before, since, until",
+                "Only those that match: id, name, status, exited, label, ancestor, volume, network, before, since, until",
             )
             .short('f'),
         )

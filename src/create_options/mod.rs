@@ -1,13 +1,18 @@
 //! Flags of `run` and `create`, and what they mean to the engine.
 
 pub mod mounts;
+pub mod names;
+pub mod network;
+pub mod ports;
 pub mod security;
 pub mod signal;
 pub mod user_namespace;
 pub mod variables;
 
 use clap::{ArgMatches, Command};
-use selkie_engine::options::{CreateOptions, NetworkMode, PidMode, RootSource, UsernsMode};
+use selkie_engine::options::{
+    CreateOptions, ExposedPorts, NetworkMode, PidMode, PortMapping, RootSource, UsernsMode,
+};
 
 use crate::cli::flag::{
     COMMAND, Flags, choice, help_flag, list, object_and_command, switch, switch_on, value,
@@ -34,24 +39,37 @@ pub fn flags(command: Command) -> Command {
         .disable_help_flag(true)
         .arg(help_flag())
         .args([
+            list("add-host", "NAME:ADDRESS", "Add a line to /etc/hosts; the address host-gateway is the host's own"),
             list("annotation", "NAME=VALUE", "Add an OCI annotation"),
             list("cap-add", "CAPABILITY", "Add a capability"),
             list("cap-drop", "CAPABILITY", "Drop a capability, or ALL"),
             value("cidfile", "FILE", "Write the container's ID to FILE, which must not exist"),
+            list("dns", "ADDRESS", "Ask this name server (none: leave /etc/resolv.conf to the image)"),
+            list("dns-option", "OPTION", "Set an option of /etc/resolv.conf").alias("dns-opt"),
+            list("dns-search", "DOMAIN", "Look names up in this domain (.: in none)"),
             value("entrypoint", "COMMAND", "Run this instead of the image's entrypoint (a JSON array, or one word; empty: none)"),
             list("env", "NAME[=VALUE]", "Set a variable; NAME alone passes yours on, PREFIX* all that begin so").short('e'),
             list("env-file", "FILE", "Set variables from a file, one a line"),
             switch("env-host", "Pass your whole environment on"),
+            list("expose", "PORT[/PROTOCOL]", "Say that the container serves this port; --publish-all publishes it"),
             list("gidmap", "CONTAINER:INTERMEDIATE:COUNT", "Map group IDs yourself (intermediate 0 is you, 1 your first subordinate ID)"),
             value("hostname", "NAME", "Host name in the container (default: the ID's first 12 digits)").short('h'),
             switch("init", "Run a small init as PID 1, which forwards signals and reaps"),
+            value("ip", "ADDRESS", "IPv4 address in its network"),
+            value("ip6", "ADDRESS", "IPv6 address in its network"),
             switch("interactive", "Keep standard input open").short('i'),
             list("label", "NAME[=VALUE]", "Add a label").short('l'),
             list("label-file", "FILE", "Add labels from a file, one a line"),
+            value("mac-address", "ADDRESS", "MAC address in its network"),
             list("mount", "type=TYPE,…", "Mount something: type=bind|volume|tmpfs, source=, destination=, readonly, …"),
             value("name", "NAME", "Name of the container (default: a random one)"),
-            value("network", "MODE", "none (default until networks are offered) or host").alias("net"),
+            list("network", "MODE", "Network to be in: NAME[:ip=,ip6=,mac=,alias=,interface_name=] (several possible; default: the network selkie), none, host, pasta[:OPTIONS], slirp4netns[:OPTIONS], container:NAME, ns:PATH").alias("net"),
+            list("network-alias", "NAME", "Further name in its networks").alias("net-alias"),
+            switch("no-hostname", "Leave /etc/hostname to the image"),
+            switch("no-hosts", "Leave /etc/hosts to the image"),
             value("pid", "MODE", "private (default) or host"),
+            list("publish", "[[ADDRESS:]PORT:]PORT", "Let a port of the host lead to one of the container: 8080:80, 127.0.0.1:53:53/udp, 8000-8009:80-89").short('p'),
+            switch("publish-all", "Publish every exposed port on a free port of the host").short('P'),
             choice("pull", "POLICY", "Only images already here can be used: missing (default) or never", &["missing", "never", "always", "newer", "true", "false"]),
             switch("quiet", "No warnings").short('q'),
             switch("read-only", "Make the container's root file system read-only"),
@@ -106,6 +124,7 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
             .map_err(|error| CliError::new(format!("find the current directory: {error}")))?;
         mounts::parse(&mounts[0], &mounts[1], &mounts[2], &cwd)?
     };
+    let network = network_options(matches)?;
     let options = CreateOptions {
         root: Some(root),
         name: matches.text("name").map(container_name).transpose()?,
@@ -132,7 +151,11 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         unmask: security.unmask,
         ulimits: security::ulimits(&matches.texts("ulimit"))?,
         sysctls: variables::pairs("sysctl", &matches.texts("sysctl"))?,
-        network: network(matches.text("network"))?,
+        network: network.mode,
+        ports: network.ports,
+        publish_all: network.publish_all,
+        expose: network.expose,
+        names: network.names,
         pid: pid(matches.text("pid"))?,
         userns: userns(matches)?,
         terminal: matches.on("tty"),
@@ -224,15 +247,49 @@ fn hostname(text: &str) -> Result<String> {
     )
 }
 
-fn network(text: Option<&str>) -> Result<NetworkMode> {
-    match text {
-        None | Some("" | "none") => Ok(NetworkMode::None),
-        Some("host") => Ok(NetworkMode::Host),
-        Some(other) => Err(CliError::new(format!(
-            "--network {other} is not offered yet: it comes with networks"
-        ))
-        .with_hint("choose from none, host")),
+/// What is decided about the network.
+struct NetworkOptions {
+    mode: NetworkMode,
+    ports: Vec<PortMapping>,
+    publish_all: bool,
+    expose: Vec<ExposedPorts>,
+    names: selkie_engine::options::NameOptions,
+}
+
+fn network_options(matches: &ArgMatches) -> Result<NetworkOptions> {
+    let aliases = matches.texts("network-alias");
+    let place = network::PlaceFlags {
+        ip: matches.text("ip"),
+        ip6: matches.text("ip6"),
+        mac: matches.text("mac-address"),
+        aliases: &aliases,
+    };
+    let mode = network::parse(&matches.texts("network"), &place)?;
+    let mut ports = ports::published(&matches.texts("publish"))?;
+    let mut publish_all = matches.on("publish-all");
+    if !mode.publishes() && (publish_all || !ports.is_empty()) {
+        tracing::warn!(
+            "Port mappings have been discarded as one of the Host, Container, Pod, and None network modes are in use"
+        );
+        ports.clear();
+        publish_all = false;
     }
+    let names = names::NameFlags {
+        dns: matches.texts("dns"),
+        search: matches.texts("dns-search"),
+        options: matches.texts("dns-option"),
+        hosts: matches.texts("add-host"),
+        no_hosts: matches.on("no-hosts"),
+        no_hostname: matches.on("no-hostname"),
+    };
+    let names = names::parse(&names, &mode)?;
+    Ok(NetworkOptions {
+        mode,
+        ports,
+        publish_all,
+        expose: ports::exposed(&matches.texts("expose"))?,
+        names,
+    })
 }
 
 fn pid(text: Option<&str>) -> Result<PidMode> {

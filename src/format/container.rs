@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use selkie_engine::container::{Container, Status};
 use serde::Serialize;
 
+use super::network::{PortJson, port_column};
 use super::{size, time};
 
 /// What `ps` templates see, by Podman's names.
@@ -67,7 +68,7 @@ pub struct PsJson {
     pid: i32,
     pod: String,
     pod_name: String,
-    ports: Option<Vec<String>>,
+    ports: Option<Vec<PortJson>>,
     size: Option<DiskSize>,
     started_at: i64,
     state: &'static str,
@@ -151,6 +152,11 @@ fn mount_paths(container: &Container) -> Vec<String> {
     mounts.map(|mount| mount.destination.clone()).collect()
 }
 
+fn network_names(container: &Container) -> Vec<String> {
+    let requests = container.config.options.network.requests().iter();
+    requests.map(|request| request.name.clone()).collect()
+}
+
 impl PsRow {
     /// One container's row; IDs and commands are cut unless `full`.
     pub fn new(container: &Container, now: Timestamp, full: bool, size: Option<DiskSize>) -> Self {
@@ -172,8 +178,8 @@ impl PsRow {
             running_for: ago,
             status: status(container, now),
             state: state(container.status).to_owned(),
-            ports: String::new(),
-            networks: String::new(),
+            ports: port_column(&container.config.options.ports),
+            networks: network_names(container).join(","),
             names: container.name.clone(),
             labels: container.config.labels.clone(),
             mounts: mount_paths(container).join(","),
@@ -212,11 +218,11 @@ impl PsJson {
             mounts: mount_paths(container),
             names: vec![container.name.clone()],
             namespaces: BTreeMap::new(),
-            networks: Vec::new(),
+            networks: network_names(container),
             pid: container.pid,
             pod: String::new(),
             pod_name: String::new(),
-            ports: None,
+            ports: PortJson::all(&container.config.options.ports),
             size,
             started_at: time::seconds(container.started.as_deref()),
             state: state(container.status),

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use selkie_engine::container::{Container, Status};
 use selkie_engine::images::Image;
 use selkie_engine::options::{
-    MountOption, MountSource, NetworkMode, PidMode, RootSource, SeccompOption, UsernsMode,
+    DnsServers, MountOption, MountSource, NetworkMode, PidMode, RootSource, SeccompOption,
+    UsernsMode,
 };
 use selkie_engine::{Engine, IdExtent};
 use serde::Serialize;
 
+use super::network::{NetworkSettings, PortBindings, extra_host, port_bindings};
 use super::{container, time};
 use crate::error::Result;
 
@@ -115,25 +117,6 @@ struct Mount {
 }
 
 #[derive(Debug, Default, Serialize)]
-#[serde(rename = "define.InspectNetworkSettings", rename_all = "PascalCase")]
-struct NetworkSettings {
-    #[serde(rename = "EndpointID")]
-    endpoint_id: String,
-    gateway: String,
-    #[serde(rename = "IPAddress")]
-    ip_address: String,
-    #[serde(rename = "IPPrefixLen")]
-    ip_prefix_len: u32,
-    mac_address: String,
-    bridge: String,
-    #[serde(rename = "SandboxID")]
-    sandbox_id: String,
-    ports: BTreeMap<String, String>,
-    sandbox_key: String,
-    networks: BTreeMap<String, String>,
-}
-
-#[derive(Debug, Default, Serialize)]
 #[serde(rename = "define.InspectContainerConfig", rename_all = "PascalCase")]
 struct Config {
     hostname: String,
@@ -152,6 +135,7 @@ struct Config {
     working_dir: String,
     entrypoint: String,
     on_build: Option<String>,
+    exposed_ports: BTreeMap<String, Empty>,
     labels: BTreeMap<String, String>,
     annotations: BTreeMap<String, String>,
     stop_signal: i32,
@@ -160,6 +144,10 @@ struct Config {
     timeout: u32,
     stop_timeout: u32,
 }
+
+/// `{}`: Go's set of names is a map to these.
+#[derive(Debug, Default, Serialize)]
+struct Empty {}
 
 #[derive(Debug, Default, Serialize)]
 #[serde(
@@ -173,8 +161,8 @@ struct HostConfig {
     #[serde(rename = "ContainerIDFile")]
     container_id_file: String,
     log_config: LogConfig,
-    network_mode: &'static str,
-    port_bindings: BTreeMap<String, String>,
+    network_mode: String,
+    port_bindings: PortBindings,
     restart_policy: RestartPolicy,
     auto_remove: bool,
     volume_driver: String,
@@ -306,9 +294,40 @@ impl InspectContainer {
                 .collect(),
             config: config(of),
             host_config: host_config(engine, of),
+            network_settings: network_settings(engine, of)?,
+            resolv_conf_path: etc_path(engine, of, "resolv.conf"),
+            hostname_path: etc_path(engine, of, "hostname"),
+            hosts_path: etc_path(engine, of, "hosts"),
             slice: slice(of),
             ..Self::default()
         })
+    }
+}
+
+fn network_settings(engine: &Engine, of: &Container) -> Result<NetworkSettings> {
+    let places = engine.container_networks(of)?;
+    let sandbox = if of.pid > 0 && of.config.options.network != NetworkMode::Host {
+        format!("/proc/{}/ns/net", of.pid)
+    } else {
+        String::new()
+    };
+    let options = &of.config.options;
+    Ok(NetworkSettings::new(
+        options,
+        &places,
+        of.id.short(),
+        sandbox,
+    ))
+}
+
+/// A file made for the container at its start; empty before that.
+fn etc_path(engine: &Engine, of: &Container, name: &str) -> String {
+    let directory = engine.log_path(&of.id).with_file_name("etc");
+    let path = directory.join(name);
+    if path.exists() {
+        path.display().to_string()
+    } else {
+        String::new()
     }
 }
 
@@ -366,6 +385,17 @@ fn config(of: &Container) -> Config {
             .as_ref()
             .map(|words| words.join(" "))
             .unwrap_or_default(),
+        exposed_ports: options
+            .expose
+            .iter()
+            .flat_map(|exposed| {
+                let protocol = exposed.protocol;
+                exposed
+                    .ports()
+                    .map(move |port| format!("{port}/{protocol}"))
+            })
+            .map(|port| (port, Empty {}))
+            .collect(),
         labels: of.config.labels.clone(),
         annotations: options.annotations.clone(),
         stop_signal: of.config.stop_signal,
@@ -387,10 +417,17 @@ fn host_config(engine: &Engine, of: &Container) -> HostConfig {
             size: "0B",
             ..LogConfig::default()
         },
-        network_mode: match options.network {
-            NetworkMode::None => "none",
-            NetworkMode::Host => "host",
+        network_mode: options.network.describe(),
+        port_bindings: port_bindings(options),
+        publish_all_ports: options.publish_all,
+        dns: match &options.names.dns_servers {
+            DnsServers::OfNetworks => Vec::new(),
+            DnsServers::These(servers) => servers.iter().map(ToString::to_string).collect(),
+            DnsServers::ImagesOwn => vec!["none".to_owned()],
         },
+        dns_options: options.names.dns_options.clone(),
+        dns_search: options.names.dns_search.clone().unwrap_or_default(),
+        extra_hosts: options.names.extra_hosts.iter().map(extra_host).collect(),
         auto_remove: options.remove,
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),

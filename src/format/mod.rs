@@ -6,6 +6,7 @@ pub mod inspect_container;
 pub mod inspect_image;
 pub mod json;
 pub mod list;
+pub mod network;
 pub mod size;
 pub mod table;
 pub mod time;

@@ -47,8 +47,8 @@ pub struct Method {
 }
 
 impl Record {
-    /// A field by its exact name, or by another spelling of its capitals: Go's field is `ID` or
-    /// `MemFree` where the JSON key of the same thing is `Id` or `memFree`.
+    /// A field by its exact name, or by another spelling: Go's field is `ID`, `MemFree` or `LeaseRange`
+    /// where the JSON key of the same thing is `Id`, `memFree` or `lease_range`.
     pub fn field(&self, name: &str) -> Option<&Value> {
         let exact = self.fields.iter().find(|(known, _)| known == name);
         let found = exact.or_else(|| {
@@ -57,7 +57,7 @@ impl Record {
                 .then(|| {
                     self.fields
                         .iter()
-                        .find(|(known, _)| known.eq_ignore_ascii_case(name))
+                        .find(|(known, _)| is_same_but_for_spelling(known, name))
                 })
                 .flatten()
         });
@@ -68,6 +68,14 @@ impl Record {
     pub fn method(&self, name: &str) -> Option<&Method> {
         self.methods.iter().find(|method| method.name == name)
     }
+}
+
+/// Whether a JSON key and the name of a Go field are the same letters.
+fn is_same_but_for_spelling(key: &str, field: &str) -> bool {
+    let letters = key.bytes().filter(|byte| *byte != b'_');
+    letters
+        .map(|byte| byte.to_ascii_lowercase())
+        .eq(field.bytes().map(|byte| byte.to_ascii_lowercase()))
 }
 
 impl Value {

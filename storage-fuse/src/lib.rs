@@ -5,6 +5,7 @@
 //! * [`image_index`]: an image's layers flattened into one file.
 //! * [`presenter`]: an index made into a root file system for one container.
 //! * [`container_layer`]: what a container writes.
+//! * [`seal`]: whether it wrote anything.
 #![warn(missing_docs)]
 
 pub mod container_layer;
@@ -25,6 +26,7 @@ pub mod presenter;
 mod probe;
 mod remove_tree;
 mod reown;
+pub mod seal;
 pub mod store;
 mod tmpfs_metacopy;
 mod tree_name;

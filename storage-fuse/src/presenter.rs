@@ -3,7 +3,8 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
+use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use selkie_sys::errno::Attempt;
 use selkie_sys::mount::{MountAttributes, set_attributes};
 use selkie_userns::IdMaps;
@@ -41,6 +42,16 @@ pub trait Presenter {
     fn prepare(&self, store: &Store, chain_id: &str, single_id: bool) -> Result<(), StoreError>;
     /// A detached mount of the container's root file system. Prepares first when needed.
     fn mount_root(&self, store: &Store, request: &RootRequest<'_>) -> Result<OwnedFd, StoreError>;
+    /// Names what a root file system consists of beside the container's own layer: two roots of one
+    /// identity differ in nothing else. `None` while nothing has been prepared for the image. It
+    /// changes with every `forget` and `prepare`.
+    fn root_identity(
+        &self,
+        store: &Store,
+        chain_id: &str,
+        maps: &IdMaps,
+        single_id: bool,
+    ) -> Result<Option<String>, StoreError>;
     /// Drops what `prepare` made for an image nobody uses any more.
     fn forget(&self, store: &Store, chain_id: &str) -> Result<(), StoreError>;
 }
@@ -76,4 +87,59 @@ pub fn bind_root(path: &Path) -> Result<OwnedFd, StoreError> {
     };
     set_attributes(mount.as_fd(), private, true)?;
     Ok(mount)
+}
+
+/// A second detached mount of a root file system, private to whoever gets it.
+pub fn clone_root(root: BorrowedFd<'_>) -> Result<OwnedFd, StoreError> {
+    let clone = open_tree(
+        root,
+        "",
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_EMPTY_PATH,
+    )
+    .attempt(|| "clone the mount of a root file system")?;
+    Ok(clone)
+}
+
+/// Mounts a detached root file system on the directory called `name` in `directory`, to be cloned
+/// from there later ([`clone_parked_root`]).
+pub fn park_root(
+    root: BorrowedFd<'_>,
+    directory: BorrowedFd<'_>,
+    name: &str,
+) -> Result<(), StoreError> {
+    move_mount(
+        root,
+        "",
+        directory,
+        name,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+    .attempt(|| format!("mount a root file system on `{name}`"))?;
+    Ok(())
+}
+
+/// True when something is mounted on the directory called `name` in `directory`.
+pub fn is_root_parked(directory: BorrowedFd<'_>, name: &str) -> bool {
+    rustix::fs::statx(
+        directory,
+        name,
+        AtFlags::SYMLINK_NOFOLLOW,
+        StatxFlags::empty(),
+    )
+    .is_ok_and(|status| status.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// A detached mount of what [`park_root`] has mounted on `name`.
+pub fn clone_parked_root(directory: BorrowedFd<'_>, name: &str) -> Result<OwnedFd, StoreError> {
+    let clone = open_tree(
+        directory,
+        name,
+        OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_SYMLINK_NOFOLLOW,
+    )
+    .attempt(|| format!("clone the root file system mounted on `{name}`"))?;
+    Ok(clone)
 }

@@ -62,6 +62,20 @@ impl Presenter for TmpfsMetacopy {
         mount_root(store, request).map_err(|error| explain(store, error))
     }
 
+    fn root_identity(
+        &self,
+        store: &Store,
+        chain_id: &str,
+        maps: &IdMaps,
+        single_id: bool,
+    ) -> Result<Option<String>, StoreError> {
+        let tree = TreeName {
+            chain_id: Digest::parse(chain_id)?,
+            single_id,
+        };
+        root_identity(store, &tree, maps)
+    }
+
     fn forget(&self, store: &Store, chain_id: &str) -> Result<(), StoreError> {
         let chain_id = Digest::parse(chain_id)?;
         for single_id in [false, true] {
@@ -74,6 +88,37 @@ impl Presenter for TmpfsMetacopy {
         }
         Ok(())
     }
+}
+
+/// A tree of the same name in another tmpfs, or one built again, is another tree: inode numbers of a
+/// tmpfs do not repeat, and a tree's root does not change once it has its name.
+fn root_identity(
+    store: &Store,
+    tree: &TreeName,
+    maps: &IdMaps,
+) -> Result<Option<String>, StoreError> {
+    let name = tree.text();
+    let path = format!("trees/{name}");
+    let stat = match rustix::fs::statat(store.directory(), &path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno).on("look at", || store.path(&path)),
+    };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(name.as_bytes());
+    for number in [stat.st_dev, stat.st_ino, stat.st_ctime as u64] {
+        hasher.update(&number.to_le_bytes());
+    }
+    hasher.update(&(stat.st_ctime_nsec as u64).to_le_bytes());
+    for map in [&maps.uid, &maps.gid] {
+        hasher.update(&(map.extents().len() as u64).to_le_bytes());
+        for extent in map.extents() {
+            for number in [extent.inside, extent.outside, extent.count] {
+                hasher.update(&number.to_le_bytes());
+            }
+        }
+    }
+    Ok(Some(hasher.finalize().to_hex()[..32].to_owned()))
 }
 
 fn mount_root(store: &Store, request: &RootRequest<'_>) -> Result<OwnedFd, StoreError> {

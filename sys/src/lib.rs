@@ -19,5 +19,6 @@ pub mod seccomp;
 pub mod signal;
 pub mod signal_queue;
 pub mod slim;
+pub mod socket;
 
 pub use errno::{SysError, SysResult};

@@ -6,11 +6,14 @@ use selkie_userns::IdMaps;
 
 use crate::container::lease::{self, Acquired, acquire, maps_json, plan};
 use crate::container::merge::{Login, merge};
+use crate::container::spare::{self, Lot};
 use crate::container::{ContainerConfig, ContainerId, StartMode, Started, fill_random, name};
 use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
-use crate::options::{CreateOptions, MountSource, RootSource, UsernsMode};
+use crate::network::connect::{self, Connection, Who};
+use crate::network::{own_connector, ports};
+use crate::options::{CreateOptions, MountSource, NetworkMode, RootSource, UsernsMode};
 use crate::state::{boot_id, now, observe};
 use crate::volume;
 use crate::{Engine, EngineConfig};
@@ -22,7 +25,19 @@ pub(crate) struct Created {
     pub config: ContainerConfig,
     pub chain_id: Option<String>,
     pub maps: IdMaps,
+    /// Its places in networks, when it is to start at once.
+    pub connection: Option<Connection>,
     pub lock: LockedContainer,
+    pub lot: Option<Lot>,
+}
+
+/// What a container is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To be started some time.
+    Create,
+    /// To be started at once, and to be removed at its end if `disposable`.
+    Run { disposable: bool },
 }
 
 /// Where the root file system comes from, looked up.
@@ -41,7 +56,9 @@ impl Engine {
     /// `NotFound`: no such image. `Conflict`: the name is taken, or no IDs are left. `InvalidInput`:
     /// what was asked for cannot be.
     pub fn create(&mut self, options: CreateOptions) -> Result<ContainerId> {
-        Ok(self.make(options, false, Durability::PowerCut)?.id)
+        Ok(self
+            .make(options, Purpose::Create, Durability::PowerCut)?
+            .id)
     }
 
     /// Makes and starts in one go (`run`): fewer steps than `create` then `start`. When it does not
@@ -55,8 +72,10 @@ impl Engine {
         } else {
             Durability::PowerCut
         };
-        let disposable = options.remove;
-        let created = self.make(options, disposable, durability)?;
+        let purpose = Purpose::Run {
+            disposable: options.remove,
+        };
+        let created = self.make(options, purpose, durability)?;
         let id = created.id.clone();
         self.start_created(created, mode).inspect_err(|_| {
             // The error of the start is the one to tell; what stays is listed by `system check`.
@@ -69,13 +88,16 @@ impl Engine {
     fn make(
         &mut self,
         mut options: CreateOptions,
-        disposable: bool,
+        purpose: Purpose,
         durability: Durability,
     ) -> Result<Created> {
         if let Some(name) = &options.name {
             name::check(name)?;
         }
         let root = self.look_up_root(&mut options)?;
+        if let NetworkMode::Container(target) = &mut options.network {
+            *target = self.find_container(target)?.to_string();
+        }
         check_binds(&options, self.pause.single_id)?;
         let id = ContainerId::random()?;
         let ids = (self.config.uid, self.config.gid);
@@ -86,15 +108,18 @@ impl Engine {
         };
         let mut config = merge(&id, options, root.config.as_ref(), root.image_name, &login)?;
         let anonymous = volume::name_anonymous(&mut config.options.mounts)?;
+        own_connector::check(&config.options.network)?;
+        ports::settle(&mut config.options)?;
         let created = now();
 
         let Self {
             config: ref paths,
             ref pause,
+            ref store,
             ref mut database,
-            ..
         } = *self;
         let mut lock = None;
+        let mut lot = None;
         let made = database.write(durability, |transaction| {
             let name = choose_name(transaction, config.options.name.as_deref())?;
             let mounted = volume::mounted_names(&config.options.mounts);
@@ -111,6 +136,7 @@ impl Engine {
                     is_active: &|id| is_active(paths, id),
                 },
             )?;
+            let networks = connect::settle(transaction, &mut config.options.network)?;
             insert(
                 transaction,
                 &id,
@@ -119,24 +145,46 @@ impl Engine {
                 root.image_id.as_deref(),
                 &config,
                 &lease,
-                disposable,
+                purpose == Purpose::Run { disposable: true },
             )?;
             volume::use_volumes(transaction, &id, &mounted, &anonymous, &created)?;
-            lock = Some(LockedContainer::make(paths, &id)?);
-            Ok((name, lease.maps))
+            let connection = if purpose == Purpose::Create {
+                None
+            } else {
+                let who = Who {
+                    id: &id,
+                    name: &name,
+                    options: &config.options,
+                };
+                connect::connect(transaction, &who, networks, &[], &|id| is_active(paths, id))?
+            };
+            if purpose == (Purpose::Run { disposable: true }) {
+                let chain_id = root.chain_id.as_deref();
+                lot = Lot::of(store, pause, &config, chain_id, &lease.maps)?;
+            }
+            if let Some(lot) = &mut lot {
+                lock = spare::take(paths, lot, &id)?;
+                lot.taken = lock.is_some();
+            }
+            if lock.is_none() {
+                lock = Some(LockedContainer::make(paths, &id)?);
+            }
+            Ok((name, lease.maps, connection))
         });
         match (made, lock) {
-            (Ok((name, maps)), Some(lock)) => Ok(Created {
+            (Ok((name, maps, connection)), Some(lock)) => Ok(Created {
                 id,
                 name,
                 config,
                 chain_id: root.chain_id,
                 maps,
+                connection,
                 lock,
+                lot,
             }),
             (Err(error), Some(lock)) => {
                 // The row did not make it (full disk): neither may the directory.
-                let _ = std::fs::remove_dir(&lock.path);
+                let _ = spare::remove_directory(&lock.path);
                 Err(error)
             }
             (Err(error), None) => Err(error),

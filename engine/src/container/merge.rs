@@ -4,6 +4,7 @@ use oci_spec::image::Config as ImageConfig;
 
 use crate::container::{ContainerConfig, ContainerId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::network::ports;
 use crate::options::{CreateOptions, MountOption, MountSource, NetworkMode, UsernsMode};
 
 /// `PATH` where neither image nor caller says one.
@@ -72,6 +73,9 @@ pub(crate) fn merge(
     let host_name = host_name(id, &options, login);
     let env = environment(&options, image, &host_name);
     add_image_volumes(&mut options, image);
+    if let Some(exposed) = image.and_then(|image| image.exposed_ports().as_ref()) {
+        ports::add_exposed(&mut options, exposed);
+    }
     check_mounts(&options.mounts)?;
     Ok(ContainerConfig {
         image_name,
@@ -88,10 +92,10 @@ pub(crate) fn merge(
 
 /// The name the container sees as its host's.
 pub(crate) fn host_name(id: &ContainerId, options: &CreateOptions, login: &Login<'_>) -> String {
-    match (&options.hostname, options.network) {
+    match (&options.hostname, &options.network) {
         (Some(name), _) => name.clone(),
         (None, NetworkMode::Host) => login.host_name.to_owned(),
-        (None, NetworkMode::None) => id.short().to_owned(),
+        (None, _) => id.short().to_owned(),
     }
 }
 

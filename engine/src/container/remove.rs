@@ -7,6 +7,7 @@ use selkie_storage::remove_tree;
 
 use crate::container::ContainerId;
 use crate::container::list::no_such_container;
+use crate::container::spare;
 use crate::database::{Database, Durability};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
@@ -95,6 +96,24 @@ pub(crate) fn remove_row_and_files(
     remove_files(paths, id, &orphaned)
 }
 
+/// A container's row.
+const DELETE: &str = "DELETE FROM container WHERE id = ?1";
+
+/// The anonymous volumes that nobody but a container has.
+const ORPHANED: &str = "SELECT volume FROM volume_use JOIN volume ON name = volume \
+     WHERE container = ?1 AND anonymous = 1 AND NOT EXISTS ( \
+       SELECT 1 FROM volume_use AS other \
+       WHERE other.volume = volume_use.volume AND other.container <> ?1)";
+
+/// Opens the database and reads in it what [`delete_row`] will need, when somebody waits for that.
+pub(crate) fn prepare_to_delete(database: &Database) -> Result<()> {
+    database.read(|connection| {
+        connection.prepare_cached(ORPHANED)?;
+        connection.prepare_cached(DELETE)?;
+        Ok(())
+    })
+}
+
 /// Deletes the row, and those of its anonymous volumes that nobody else has if `volumes`: their
 /// names. From here on the container does not exist; its files are garbage.
 pub(crate) fn delete_row(
@@ -105,18 +124,13 @@ pub(crate) fn delete_row(
     database.write(Durability::ProcessCrash, |transaction| {
         let mut orphaned = Vec::new();
         if volumes {
-            let mut statement = transaction.prepare(
-                "SELECT volume FROM volume_use JOIN volume ON name = volume \
-                 WHERE container = ?1 AND anonymous = 1 AND NOT EXISTS ( \
-                   SELECT 1 FROM volume_use AS other \
-                   WHERE other.volume = volume_use.volume AND other.container <> ?1)",
-            )?;
+            let mut statement = transaction.prepare_cached(ORPHANED)?;
             let rows = statement.query_map([id.as_str()], |row| row.get::<_, String>(0))?;
             for row in rows {
                 orphaned.push(row?);
             }
         }
-        transaction.execute("DELETE FROM container WHERE id = ?1", [id.as_str()])?;
+        transaction.prepare_cached(DELETE)?.execute([id.as_str()])?;
         for volume in &orphaned {
             transaction.execute("DELETE FROM volume WHERE name = ?1", [volume])?;
         }
@@ -133,7 +147,8 @@ pub(crate) fn remove_files(
 ) -> Result<()> {
     let _ = rustix::fs::unlink(paths.attach_dir().join(id.as_str()));
     let dir = paths.container_dir(id);
-    remove_tree(&dir).map_err(|error| Error::machine(format!("remove container {id}"), error))?;
+    spare::remove_directory(&dir)
+        .map_err(|error| Error::machine(format!("remove container {id}"), error))?;
     for volume in volumes {
         remove_tree(&paths.volumes_dir().join(volume))
             .map_err(|error| Error::machine(format!("remove volume {volume}"), error))?;

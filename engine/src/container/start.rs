@@ -16,11 +16,13 @@ use crate::attach::{AttachConnection, ServerEnd};
 use crate::container::create::{Created, is_active};
 use crate::container::lease::{Terms, acquire, maps_json, parse_maps, plan};
 use crate::container::list::no_such_container;
+use crate::container::spare::Lot;
 use crate::container::{ContainerConfig, ContainerId, ExitRecord, StartMode, Started};
 use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
 use crate::monitor::{Monitor, StartReport};
+use crate::network::connect::{self, Connection, Who};
 use crate::options::RootSource;
 use crate::state::{self, Observed, observe};
 use crate::volume;
@@ -40,9 +42,13 @@ pub(crate) struct Launch {
     pub config: ContainerConfig,
     pub chain_id: Option<String>,
     pub maps: IdMaps,
+    /// Its places in networks, when it is in some and its command is to run.
+    pub connection: Option<Connection>,
     pub lock: LockedContainer,
     /// It goes away with the end of this run.
     pub disposable: bool,
+    /// Its part in spares.
+    pub lot: Option<Lot>,
 }
 
 /// What a container that does not run is prepared for.
@@ -75,7 +81,9 @@ impl Engine {
             config: created.config,
             chain_id: created.chain_id,
             maps: created.maps,
+            connection: created.connection,
             lock: created.lock,
+            lot: created.lot,
         };
         let names = volume::mounted_names(&launch.config.options.mounts);
         if !names.is_empty() {
@@ -154,64 +162,76 @@ impl Engine {
             ..
         } = *self;
         let is_active = |id: &str| is_active(paths, id);
-        let (maps, through, moves) = database.write(Durability::ProcessCrash, |transaction| {
-            let (lease, owned_by, moving_to): (Option<String>, Option<String>, Option<String>) =
-                transaction
-                    .query_row(
-                        "SELECT lease, owned_by, moving_to FROM container WHERE id = ?1",
-                        [id.as_str()],
-                        |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
-                    )
-                    .optional()?
-                    .ok_or_else(|| no_such_container(id.as_str()))?;
-            let mut through = Vec::new();
-            for json in [&owned_by, &moving_to].into_iter().flatten() {
-                through.push(parse_maps(json, id.as_str())?);
-            }
-            let maps = match &lease {
-                Some(json) => parse_maps(json, id.as_str())?,
-                None => {
-                    let mut avoid = through.clone();
-                    avoid.extend(volume::owners(transaction, &names)?);
-                    let plan = plan(&row.config, &image_ids, &avoid, pause, login)?;
-                    let terms = Terms {
-                        pause,
-                        own: Some(id.as_str()),
-                        preferred: through.last(),
-                        avoid: &avoid,
-                        is_active: &is_active,
-                    };
-                    let got = acquire(transaction, &plan, &terms)?;
-                    if got.exclusive {
-                        transaction.execute(
-                            "UPDATE container SET lease = ?2 WHERE id = ?1",
-                            [id.as_str(), &maps_json(&got.maps)?],
-                        )?;
-                    }
-                    got.maps
+        let (maps, through, moves, connection) =
+            database.write(Durability::ProcessCrash, |transaction| {
+                let (lease, owned_by, moving_to): (Option<String>, Option<String>, Option<String>) =
+                    transaction
+                        .query_row(
+                            "SELECT lease, owned_by, moving_to FROM container WHERE id = ?1",
+                            [id.as_str()],
+                            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+                        )
+                        .optional()?
+                        .ok_or_else(|| no_such_container(id.as_str()))?;
+                let mut through = Vec::new();
+                for json in [&owned_by, &moving_to].into_iter().flatten() {
+                    through.push(parse_maps(json, id.as_str())?);
                 }
-            };
-            if through.last() != Some(&maps) {
-                through.push(maps.clone());
-            }
-            if let Some(next) = through.get(1) {
-                transaction.execute(
-                    "UPDATE container SET moving_to = ?2 WHERE id = ?1",
-                    [id.as_str(), &maps_json(next)?],
-                )?;
-            }
-            if disposable {
-                transaction.execute(
-                    "UPDATE container SET disposable = 1 WHERE id = ?1",
-                    [id.as_str()],
-                )?;
-            }
-            if let Some(exit) = &ended {
-                record_exit(transaction, id, exit)?;
-            }
-            let moves = volume::claim(transaction, id, &names, &maps, &is_active)?;
-            Ok((maps, through, moves))
-        })?;
+                let maps = match &lease {
+                    Some(json) => parse_maps(json, id.as_str())?,
+                    None => {
+                        let mut avoid = through.clone();
+                        avoid.extend(volume::owners(transaction, &names)?);
+                        let plan = plan(&row.config, &image_ids, &avoid, pause, login)?;
+                        let terms = Terms {
+                            pause,
+                            own: Some(id.as_str()),
+                            preferred: through.last(),
+                            avoid: &avoid,
+                            is_active: &is_active,
+                        };
+                        let got = acquire(transaction, &plan, &terms)?;
+                        if got.exclusive {
+                            transaction.execute(
+                                "UPDATE container SET lease = ?2 WHERE id = ?1",
+                                [id.as_str(), &maps_json(&got.maps)?],
+                            )?;
+                        }
+                        got.maps
+                    }
+                };
+                if through.last() != Some(&maps) {
+                    through.push(maps.clone());
+                }
+                if let Some(next) = through.get(1) {
+                    transaction.execute(
+                        "UPDATE container SET moving_to = ?2 WHERE id = ?1",
+                        [id.as_str(), &maps_json(next)?],
+                    )?;
+                }
+                if disposable {
+                    transaction.execute(
+                        "UPDATE container SET disposable = 1 WHERE id = ?1",
+                        [id.as_str()],
+                    )?;
+                }
+                if let Some(exit) = &ended {
+                    record_exit(transaction, id, exit)?;
+                }
+                let moves = volume::claim(transaction, id, &names, &maps, &is_active)?;
+                let connection = match purpose {
+                    Purpose::Run => {
+                        let who = Who {
+                            id,
+                            name: &row.name,
+                            options: &row.config.options,
+                        };
+                        connect::connect_again(transaction, &who, &is_active)?
+                    }
+                    Purpose::Look => None,
+                };
+                Ok((maps, through, moves, connection))
+            })?;
         state::clear(lock.as_fd())?;
         for pair in through.windows(2) {
             self.move_layer(id, &lock, &pair[0], &pair[1])?;
@@ -223,8 +243,10 @@ impl Engine {
             config: row.config,
             chain_id: row.chain_id,
             maps,
+            connection,
             lock,
             disposable,
+            lot: None,
         })
     }
 
@@ -313,6 +335,7 @@ impl Engine {
     /// Forks the monitor and waits until the command runs, or has been found not to.
     fn launch(&mut self, launch: Launch, mode: StartMode) -> Result<Started> {
         let id = launch.id.clone();
+        self.check_shared_network(&launch.config.options.network)?;
         let (report, report_end) = pipe_with(PipeFlags::CLOEXEC)
             .map_err(|errno| Error::machine("make a pipe to the monitor", errno))?;
         let (attach, client, size) = match mode {
@@ -395,6 +418,11 @@ pub(crate) fn record_exit(
 }
 
 impl Launch {
+    /// True when its directory was a spare, with its root file system mounted.
+    pub(crate) fn is_from_spare(&self) -> bool {
+        self.lot.as_ref().is_some_and(|lot| lot.taken)
+    }
+
     /// The directory given with `--rootfs`.
     pub(crate) fn root_directory(&self) -> Option<&std::path::Path> {
         match &self.config.options.root {

@@ -95,6 +95,8 @@ impl Engine {
                 presenter.forget(&self.store, chain_id)?;
             }
         }
+        // After that: a monitor that ends now leaves no spare of what was forgotten.
+        crate::container::spare::clear(&self.config)?;
         let garbage = self
             .store
             .remove_garbage(&lock, &live.chain_ids, &live.layers)?;

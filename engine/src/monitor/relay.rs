@@ -18,6 +18,10 @@ use super::Epilogue;
 use crate::attach::{FromContainer, MAX_PAYLOAD, Sent, ServerEnd, ToContainer};
 use crate::error::{Error, Result};
 use crate::log_writer::{LogWriter, Stream};
+use crate::uplink::KeptTie;
+
+/// Between two looks at a terminal that nobody had open.
+const TERMINAL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// How long a late client may take to read the last message.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -101,6 +105,7 @@ struct Pending {
 }
 
 pub(super) struct Relay {
+    pub(super) tie: Option<KeptTie>,
     pub(super) pidfd: OwnedFd,
     pub(super) streams: Streams,
     pub(super) signals: SignalQueue,
@@ -120,6 +125,7 @@ enum Source {
     Terminal,
     Input,
     Client(usize),
+    Uplink,
 }
 
 /// What the loop carries from round to round.
@@ -163,6 +169,11 @@ impl Relay {
                     Source::Output(stream) => self.read_output(stream, &mut buffer, &mut progress),
                     Source::Terminal => self.read_terminal(&mut buffer, &mut progress),
                     Source::Input => self.write_input(&mut progress),
+                    Source::Uplink => {
+                        if let Some(tie) = &mut self.tie {
+                            epilogue.renew_tie(tie, self.pidfd.as_fd());
+                        }
+                    }
                     Source::Client(index) => {
                         if !self.serve(index, flags, &mut buffer, &mut progress) {
                             gone.push(index);
@@ -188,20 +199,29 @@ impl Relay {
 
     /// Sleeps until something can be done; what.
     fn wait(&self, progress: &Progress) -> std::result::Result<Vec<(Source, PollFlags)>, Errno> {
-        let room = 6 + self.clients.len();
+        let room = 7 + self.clients.len();
         let mut sources = Vec::with_capacity(room);
         let mut fds = Vec::with_capacity(room);
         for (source, fd, flags) in self.interests(progress) {
             sources.push(source);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         }
-        let timeout = Timespec {
-            tv_sec: 0,
-            tv_nsec: 200_000_000,
-        };
         // The kernel does not tell when somebody opens the terminal again, so look now and then.
-        match poll(&mut fds, progress.hung_up.then_some(&timeout)) {
-            Ok(0) => return Ok(vec![(Source::Terminal, PollFlags::empty())]),
+        let terminal = progress.hung_up.then_some(TERMINAL_INTERVAL);
+        let uplink = self.tie.as_ref().and_then(KeptTie::retry_in);
+        let timeout = [terminal, uplink].into_iter().flatten().min();
+        let timespec = timeout.map(|timeout| Timespec {
+            tv_sec: timeout.as_secs() as i64,
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        match poll(&mut fds, timespec.as_ref()) {
+            Ok(0) => {
+                let source = match uplink {
+                    Some(uplink) if Some(uplink) == timeout => Source::Uplink,
+                    _ => Source::Terminal,
+                };
+                return Ok(vec![(source, PollFlags::empty())]);
+            }
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Vec::new()),
             Err(errno) => return Err(errno),
@@ -218,6 +238,11 @@ impl Relay {
             (Source::Signals, self.signals.as_fd(), PollFlags::IN),
             (Source::Listener, self.listener.as_fd(), PollFlags::IN),
         ];
+        if let Some(tie) = self.tie.as_ref().and_then(KeptTie::as_fd)
+            && progress.exit.is_none()
+        {
+            interests.push((Source::Uplink, tie, PollFlags::IN));
+        }
         if progress.exit.is_none() {
             interests.push((Source::Init, self.pidfd.as_fd(), PollFlags::IN));
         }

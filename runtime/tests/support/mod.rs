@@ -278,6 +278,7 @@ impl Image {
             spec: &spec,
             stdio,
             provide_root: &mut |user_namespace| Ok(self.root_for(user_namespace)),
+            connect_network: None,
             cgroup: run.cgroup.as_ref().map(AsFd::as_fd),
             init: run.init,
             seccomp_cache_dir: None,

@@ -33,6 +33,7 @@ impl Setup {
         let (first, server) = AttachConnection::pair().unwrap();
         let dir = || OwnedFd::from(std::fs::File::open(temp.path()).unwrap());
         let relay = Relay {
+            tie: None,
             pidfd: pidfd_open(
                 Pid::from_raw(child.id() as i32).unwrap(),
                 PidfdFlags::empty(),
@@ -51,6 +52,7 @@ impl Setup {
             stop_signal: 15,
         };
         let epilogue = Epilogue {
+            own_network: None,
             database: None,
             paths: paths(temp.path()),
             id: ContainerId::from_bytes([1; 32]),

@@ -1,0 +1,136 @@
+//! A published TCP port: connections taken on the host and made again in the uplink namespace.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use super::relay::{relay, reset};
+use super::target::Path;
+use super::uplink_sockets::Transport;
+use super::{Destination, Shared};
+
+/// How long accepting pauses when the kernel has no descriptors or memory for more.
+const SHORTAGE: Duration = Duration::from_millis(100);
+
+/// Takes connections until it is dropped. Those it took go on without it.
+pub(super) async fn serve(listener: TcpListener, shared: Shared, to: Destination, port: u16) {
+    loop {
+        match listener.accept().await {
+            Ok((socket, client)) => {
+                // The next ones wait in the kernel until there is room for this one.
+                let Some(share) = shared.descriptors.connection().await else {
+                    return;
+                };
+                let (shared, to) = (shared.clone(), to.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = forward(socket, client, &shared, to, port).await {
+                        tracing::debug!(%client, port, %error, "no connection to the container");
+                    }
+                    drop(share);
+                });
+            }
+            Err(error) if is_shortage(&error) => {
+                tracing::warn!(%error, "accepting connections to published ports pauses");
+                tokio::time::sleep(SHORTAGE).await;
+            }
+            // It failed before it was taken (accept(2)).
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_shortage(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(
+        errno,
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+    )
+}
+
+async fn forward(
+    near: TcpStream,
+    client: SocketAddr,
+    shared: &Shared,
+    mut to: Destination,
+    port: u16,
+) -> io::Result<()> {
+    let path = to.borrow().as_ref().and_then(|target| target.path(client));
+    let Some(path) = path else {
+        reset(&near);
+        return Err(io::Error::other("it has no address"));
+    };
+    let other = to.borrow().as_ref().and_then(|to| to.other_path(&path));
+    let gone = to.wait_for(|target| !target.as_ref().is_some_and(|to| to.has(path.destination)));
+    let mut gone = pin!(gone);
+    let far = tokio::select! {
+        far = connect_either(shared, path, other, port) => far.inspect_err(|_| reset(&near))?,
+        // The client has given up; what it may have said reaches nobody.
+        _ = near.ready(Interest::ERROR) => return Ok(()),
+        _ = &mut gone => {
+            reset(&near);
+            return Ok(());
+        }
+    };
+    tokio::select! {
+        () = relay(&near, &far, &shared.pipes) => {}
+        _ = gone => {
+            reset(&near);
+            reset(&far);
+        }
+    }
+    Ok(())
+}
+
+/// A client that was accepted does not try its other address any more, as one that was refused would
+/// (`localhost` is both ::1 and 127.0.0.1). So a server that serves one family only is looked for in
+/// the other too.
+async fn connect_either(
+    shared: &Shared,
+    path: Path,
+    other: Option<Path>,
+    port: u16,
+) -> io::Result<TcpStream> {
+    match (connect(shared, path, port).await, other) {
+        (Err(error), Some(other)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            // What the first one said is closer to what the client asked for.
+            connect(shared, other, port).await.map_err(|_| error)
+        }
+        (outcome, _) => outcome,
+    }
+}
+
+async fn connect(shared: &Shared, path: Path, port: u16) -> io::Result<TcpStream> {
+    let destination = SocketAddr::new(path.destination, port);
+    let error = match attempt(shared, path.source, destination).await {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => error,
+        other => return other,
+    };
+    if path.source.port() == 0 {
+        return Err(error);
+    }
+    // The same client has, or lately had, a connection there from this very port.
+    let any_port = SocketAddr::new(path.source.ip(), 0);
+    attempt(shared, any_port, destination).await
+}
+
+async fn attempt(
+    shared: &Shared,
+    source: SocketAddr,
+    destination: SocketAddr,
+) -> io::Result<TcpStream> {
+    let socket = shared
+        .sockets
+        .transparent(Transport::Stream, source)
+        .await?;
+    let connection = TcpSocket::from_std_stream(socket.into())
+        .connect(destination)
+        .await?;
+    set_socket_linger(&connection, None)?;
+    Ok(connection)
+}

@@ -1,0 +1,426 @@
+//! The program that carries packets between a network namespace and the host's: pasta, or slirp4netns.
+//!
+//! It runs as the supervisor's child and dies with it. When it dies after it was ready it is started
+//! again at once, else after a pause that grows, and whenever the host's routes change.
+//!
+//! The uplink has one; a container with a `--network pasta` or `slirp4netns` of its own another
+//! ([`Dedicated`]), which ends with the container.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use selkie_sys::SysResult;
+use selkie_sys::errno::Attempt;
+use serde::{Deserialize, Serialize};
+
+use super::UplinkConfig;
+use super::namespace::UPLINK_INTERFACE;
+use super::protocol::Failure;
+use crate::network::{DEFAULT_MTU, InterfaceName};
+use crate::pasta::{self, Features, Template};
+use crate::port_mapping::PortMapping;
+use crate::program::Program;
+use crate::slirp4netns;
+use crate::user_mode::{self, Lifetime, Process, Surroundings};
+
+/// First pause after a start that failed; doubled each time up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// What slirp4netns makes in a container of its own, as under Podman.
+const DEDICATED_INTERFACE: &str = "tap0";
+
+/// Below the uplinks' directory: what was found out about the installed pasta.
+const FEATURES_FILE: &str = "pasta-features.json";
+
+/// A program of a container's own, planned by whoever starts the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dedicated {
+    /// `pasta` with arguments of [`pasta::dedicated`].
+    Pasta {
+        /// The program.
+        program: PathBuf,
+        /// The arguments.
+        arguments: Vec<String>,
+    },
+    /// `slirp4netns`.
+    Slirp4netns {
+        /// The program.
+        program: PathBuf,
+        /// What follows the colon of `--network slirp4netns:`.
+        options: String,
+        /// Published through its API.
+        ports: Vec<PortMapping>,
+    },
+}
+
+#[derive(Debug)]
+enum Kind {
+    UplinkPasta(Program, Features),
+    UplinkSlirp4netns(Program),
+    /// And a private directory for its API socket.
+    Dedicated(Dedicated, PathBuf),
+}
+
+#[derive(Debug)]
+enum State {
+    /// Runs, and is not ready yet.
+    Starting(Process),
+    Up(Process),
+    /// Does not run: its last words.
+    Down(String),
+}
+
+/// The program and how it is.
+#[derive(Debug)]
+pub(super) struct Connector {
+    kind: Kind,
+    namespace: OwnedFd,
+    state: State,
+    /// IPv6 works, or will never.
+    has_all_families: bool,
+    failures: u32,
+    retry_at: Option<Instant>,
+    warnings: Vec<String>,
+}
+
+impl Connector {
+    /// For the uplink: pasta, or slirp4netns where there is no pasta.
+    ///
+    /// # Errors
+    /// There is neither, or it is too old.
+    pub(super) fn of_uplink(config: &UplinkConfig, namespace: OwnedFd) -> Result<Self, Failure> {
+        let mut warnings = Vec::new();
+        let kind = match pasta::find(&config.search_path) {
+            Ok(program) => {
+                let features = known_features(&config.dir, &program).map_err(|error| Failure {
+                    message: error.to_string(),
+                    hint: None,
+                })?;
+                Kind::UplinkPasta(program, features)
+            }
+            Err(no_pasta) => match slirp4netns::find(&config.search_path) {
+                Ok(program) => {
+                    warnings.push(format!("{no_pasta}: using slirp4netns, which is slower"));
+                    Kind::UplinkSlirp4netns(program)
+                }
+                Err(_) => {
+                    return Err(Failure {
+                        message: "neither pasta nor slirp4netns is installed, so containers have no way out"
+                            .into(),
+                        hint: Some(
+                            "an admin must install the package passt; `--network none` works without"
+                                .into(),
+                        ),
+                    });
+                }
+            },
+        };
+        Ok(Self::new(kind, namespace, warnings))
+    }
+
+    /// For one container; `dir` is private.
+    pub(super) fn dedicated(dedicated: Dedicated, namespace: OwnedFd, dir: &Path) -> Self {
+        Self::new(
+            Kind::Dedicated(dedicated, dir.to_owned()),
+            namespace,
+            Vec::new(),
+        )
+    }
+
+    fn new(kind: Kind, namespace: OwnedFd, warnings: Vec<String>) -> Self {
+        Self {
+            kind,
+            namespace,
+            state: State::Down("not started".into()),
+            has_all_families: true,
+            failures: 0,
+            retry_at: None,
+            warnings,
+        }
+    }
+
+    /// Whether it is this one.
+    pub(super) fn is(&self, dedicated: &Dedicated) -> bool {
+        matches!(&self.kind, Kind::Dedicated(known, _) if known == dedicated)
+    }
+
+    /// Starts it (again).
+    pub(super) fn start(&mut self) {
+        // The old one must be gone before the new one makes its interface.
+        self.state = State::Down("started again".into());
+        self.retry_at = None;
+        match self.spawn() {
+            Ok(process) => self.state = State::Starting(process),
+            Err(error) => self.failed(error.to_string(), false),
+        }
+    }
+
+    fn spawn(&mut self) -> SysResult<Process> {
+        let around = Surroundings {
+            network_namespace: self.namespace.as_fd(),
+            environment: &[],
+            lifetime: Lifetime::Owner,
+        };
+        match &self.kind {
+            Kind::UplinkPasta(program, features) => {
+                let plan = uplink_addresses().plan(features, &Template::of_this_namespace());
+                self.has_all_families = plan.has_ipv6 || !features.takes_two_addresses();
+                pasta::start(program, &plan.arguments, &around)
+            }
+            Kind::UplinkSlirp4netns(program) => slirp4netns::start(
+                program,
+                &slirp4netns::Options::default(),
+                slirp4netns::LIMITS,
+                None,
+                UPLINK_INTERFACE,
+                &around,
+            ),
+            Kind::Dedicated(Dedicated::Pasta { program, arguments }, _) => {
+                pasta::start(&at(program)?, arguments, &around)
+            }
+            Kind::Dedicated(
+                Dedicated::Slirp4netns {
+                    program,
+                    options,
+                    ports,
+                },
+                dir,
+            ) => {
+                let options = options.parse().unwrap_or_default();
+                let socket = dir.join(SLIRP_SOCKET);
+                slirp4netns::start(
+                    &at(program)?,
+                    &options,
+                    slirp4netns::LIMITS,
+                    (!ports.is_empty()).then_some(socket.as_path()),
+                    DEDICATED_INTERFACE,
+                    &around,
+                )
+            }
+        }
+    }
+
+    /// Its readiness pipe says something, or it is dead: takes note. The failure, when it did not become
+    /// ready.
+    pub(super) fn look(&mut self) -> Result<(), Failure> {
+        let State::Starting(process) = &mut self.state else {
+            return Ok(());
+        };
+        let ready = process.ready(Duration::ZERO);
+        let published = match ready {
+            Ok(()) => self.publish(),
+            Err(user_mode::Failure::Late { .. }) => return Ok(()),
+            Err(error) => Err(explain(&error)),
+        };
+        match published {
+            Ok(()) => {
+                let old = std::mem::replace(&mut self.state, State::Down(String::new()));
+                if let State::Starting(process) = old {
+                    self.state = State::Up(process);
+                }
+                self.failures = 0;
+                Ok(())
+            }
+            Err(failure) => {
+                self.failed(failure.message.clone(), false);
+                Err(failure)
+            }
+        }
+    }
+
+    /// What slirp4netns publishes only when it runs.
+    fn publish(&self) -> Result<(), Failure> {
+        let Kind::Dedicated(Dedicated::Slirp4netns { options, ports, .. }, dir) = &self.kind else {
+            return Ok(());
+        };
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let options: slirp4netns::Options = options.parse().unwrap_or_default();
+        let socket = dir.join(SLIRP_SOCKET);
+        let published = slirp4netns::api::publish(&socket, ports, options.addresses().container);
+        // Nobody else is to ask it for anything.
+        let _ = std::fs::remove_file(&socket);
+        published.map_err(|error| Failure {
+            message: error.to_string(),
+            hint: None,
+        })
+    }
+
+    /// Takes note of its end.
+    pub(super) fn ended(&mut self) {
+        let words = match &mut self.state {
+            State::Up(process) | State::Starting(process) => {
+                let status = process.wait(Duration::ZERO);
+                let words = process.words();
+                match status {
+                    Ok(Some(status)) if words.is_empty() => format!("ended {status}"),
+                    _ => words.replace('\n', "; "),
+                }
+            }
+            State::Down(_) => return,
+        };
+        let was_up = matches!(self.state, State::Up(_));
+        self.failed(words, was_up);
+    }
+
+    fn failed(&mut self, words: String, was_up: bool) {
+        if !was_up && self.failures == 0 {
+            self.warnings.push(format!(
+                "there is no way out at the moment: {}: {words}",
+                self.program().display()
+            ));
+        }
+        self.state = State::Down(words);
+        let pause = FIRST_PAUSE
+            .saturating_mul(1 << self.failures.min(10))
+            .min(LONGEST_PAUSE);
+        let now = Instant::now();
+        self.retry_at = Some(if was_up { now } else { now + pause });
+        self.failures += 1;
+    }
+
+    /// True unless it is being started.
+    pub(super) fn is_settled(&self) -> bool {
+        !matches!(self.state, State::Starting(_))
+    }
+
+    /// When to try again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Whether it would do better as the host is now: it does not run, or it could do without a family
+    /// only because the host had none (nobody has connections in that one, so none are cut).
+    pub(super) fn wants_restart(&self) -> bool {
+        matches!(self.state, State::Down(_))
+            || (!self.has_all_families && Template::of_this_namespace().has_link_local)
+    }
+
+    /// Has `epoll` tell, with `ready`, when [`Self::look`] is worth it (once), and with `ended` when
+    /// [`Self::ended`] is. A process's descriptors go with it, and with them epoll's interest.
+    pub(super) fn watch(
+        &self,
+        epoll: &OwnedFd,
+        ready: EventData,
+        ended: EventData,
+    ) -> SysResult<()> {
+        let (State::Starting(process) | State::Up(process)) = &self.state else {
+            return Ok(());
+        };
+        let set = |fd: BorrowedFd<'_>, data, flags| match epoll::add(epoll, fd, data, flags) {
+            Err(Errno::EXIST) => epoll::modify(epoll, fd, data, flags),
+            other => other,
+        };
+        if matches!(self.state, State::Starting(_)) {
+            let once = EventFlags::IN | EventFlags::ONESHOT;
+            set(process.readiness(), ready, once).attempt(|| "watch a connector")?;
+        }
+        set(process.pidfd(), ended, EventFlags::IN).attempt(|| "watch a connector")
+    }
+
+    pub(super) fn pid(&self) -> Option<i32> {
+        match &self.state {
+            State::Starting(process) | State::Up(process) => {
+                Some(process.pid().as_raw_nonzero().get())
+            }
+            State::Down(_) => None,
+        }
+    }
+
+    fn program(&self) -> &Path {
+        match &self.kind {
+            Kind::UplinkPasta(program, _) | Kind::UplinkSlirp4netns(program) => &program.path,
+            Kind::Dedicated(
+                Dedicated::Pasta { program, .. } | Dedicated::Slirp4netns { program, .. },
+                _,
+            ) => program,
+        }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        let name = self.program().display();
+        match &self.state {
+            State::Up(_) => name.to_string(),
+            State::Starting(_) => format!("{name} (starting)"),
+            State::Down(words) => format!("{name} (does not run: {words})"),
+        }
+    }
+
+    /// What is to be said once.
+    pub(super) fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+}
+
+/// Name of slirp4netns's API socket. Short: a socket's path may have 107 bytes only.
+const SLIRP_SOCKET: &str = "slirp";
+
+/// The uplink's own place in the connector's world.
+fn uplink_addresses() -> pasta::uplink::Uplink {
+    pasta::uplink::Uplink {
+        interface: InterfaceName::from_id(UPLINK_INTERFACE, ""),
+        ipv4: ([169, 254, 2, 1].into(), 30, [169, 254, 2, 2].into()),
+        ipv6: (
+            [0xfd07, 0x5e1, 0xc1e, 0, 0, 0, 0, 2].into(),
+            [0xfe80, 0, 0, 0, 0, 0, 0, 1].into(),
+        ),
+        mtu: DEFAULT_MTU,
+    }
+}
+
+fn at(path: &Path) -> SysResult<Program> {
+    Program::at(path).ok_or_else(|| {
+        selkie_sys::SysError::new(format!("find {}", path.display()), rustix::io::Errno::NOENT)
+    })
+}
+
+fn explain(error: &user_mode::Failure) -> Failure {
+    let hint = match pasta::cause(error) {
+        pasta::Cause::Tun => Some(
+            "an admin must make /dev/net/tun accessible: chmod 0666 /dev/net/tun (modprobe tun where it is missing)"
+                .into(),
+        ),
+        pasta::Cause::Port(_) => {
+            Some("stop what uses the port, or publish another port of the host".into())
+        }
+        _ => None,
+    };
+    Failure {
+        message: error.to_string(),
+        hint,
+    }
+}
+
+/// What this build of pasta can, found out once and kept in `dir`.
+///
+/// # Errors
+/// It is too old, or cannot be run.
+pub fn known_features(
+    dir: &Path,
+    program: &Program,
+) -> Result<Features, pasta::features::ProbeError> {
+    let file = dir.join(FEATURES_FILE);
+    let known = std::fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice::<(Program, Features)>(&text).ok());
+    if let Some((known, features)) = known
+        && known == *program
+    {
+        return Ok(features);
+    }
+    let features = Features::probe(program)?;
+    if let Ok(text) = serde_json::to_vec(&(program, &features)) {
+        // Found out again next time where it cannot be kept.
+        let fresh = dir.join(format!("{FEATURES_FILE}.{}", std::process::id()));
+        if std::fs::write(&fresh, text).is_err() || std::fs::rename(&fresh, &file).is_err() {
+            let _ = std::fs::remove_file(&fresh);
+        }
+    }
+    Ok(features)
+}

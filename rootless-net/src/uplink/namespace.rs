@@ -1,0 +1,171 @@
+//! The uplink's network namespace: made, prepared once, and kept by a mount of itself.
+
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags};
+use selkie_sys::clone::CloneNamespaces;
+use selkie_sys::errno::{Attempt, SysError, SysResult};
+
+use super::protocol::Failure;
+use crate::netlink::{self, Netlink, Request};
+
+/// `f_type` of a namespace file (`NSFS_MAGIC`, linux/magic.h).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// Index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+
+/// Mark of packets for sockets with a client's address, and the routing table they go by.
+const TRANSPARENT: (u32, u8) = (1, 100);
+
+/// Interface towards the host.
+pub(super) const UPLINK_INTERFACE: &str = "uplink0";
+
+const RULES: &str = include_str!("rules.nft");
+
+/// Opens the namespace kept at `anchor`; `None` when none is kept there.
+pub(super) fn open_kept(anchor: &Path) -> SysResult<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(anchor, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(errno).attempt(|| format!("open {}", anchor.display())),
+    };
+    let kind = rustix::fs::fstatfs(&file).attempt(|| format!("statfs {}", anchor.display()))?;
+    Ok((kind.f_type as u64 == NSFS_MAGIC).then_some(file))
+}
+
+/// Makes a namespace and keeps it by mounting it on the file `anchor`.
+pub(super) fn make(anchor: &Path) -> SysResult<OwnedFd> {
+    std::fs::File::create(anchor).attempt(|| format!("make {}", anchor.display()))?;
+    let make = || {
+        selkie_sys::child::unshare(CloneNamespaces::NETWORK)
+            .attempt(|| "make a network namespace")?;
+        let own = "/proc/thread-self/ns/net";
+        rustix::mount::mount(own, anchor, c"", MountFlags::BIND, None)
+            .attempt(|| format!("mount a network namespace on {}", anchor.display()))?;
+        rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .attempt(|| format!("open {own}"))
+    };
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .spawn_scoped(scope, make)
+            .attempt(|| "start a thread")?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(SysError::new("make the uplink", Errno::CANCELED)))
+    })
+}
+
+/// Lets go of the namespace kept at `anchor`.
+pub(super) fn release(anchor: &Path) {
+    // Whatever stays is found by `system check`.
+    let _ = rustix::mount::unmount(anchor, UnmountFlags::DETACH);
+    let _ = std::fs::remove_file(anchor);
+}
+
+/// Everything that is done once: forwarding, routing of marked packets, the rules.
+///
+/// # Errors
+/// `nft` is missing, or the kernel lacks what the rules need.
+pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failure> {
+    let mut netlink = netlink::in_namespace(namespace, || {
+        // Bridges are for their ports' traffic alone; absent where the kernel has no br_netfilter.
+        for file in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
+            let path = format!("/proc/sys/net/bridge/{file}");
+            if Path::new(&path).exists() {
+                write_sysctl(&path, "0")?;
+            }
+        }
+        write_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
+        if Path::new("/proc/sys/net/ipv6").exists() {
+            write_sysctl("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
+            write_sysctl("/proc/sys/net/ipv6/conf/default/accept_ra", "0")?;
+        }
+        // Ports below 1024 are nobody's in here; the name server has 53.
+        write_sysctl("/proc/sys/net/ipv4/ip_unprivileged_port_start", "53")?;
+        Netlink::open()
+    })
+    .map_err(failure)?;
+    let (mark, table) = TRANSPARENT;
+    let v6 = Path::new("/proc/sys/net/ipv6").exists();
+    let mut requests = vec![Request::up(LOOPBACK, None)];
+    for v6 in [Some(false), v6.then_some(true)].into_iter().flatten() {
+        requests.push(Request::rule(v6, mark, table));
+        requests.push(Request::local_default(v6, LOOPBACK, table));
+    }
+    netlink.batch(requests).map_err(failure)?;
+    load_rules(
+        namespace,
+        nft,
+        &format!("destroy table inet selkie\n{RULES}"),
+    )
+    // Before Linux 6.3 and nft 1.0.7 there is no `destroy`; a new namespace has no table to remove.
+    .or_else(|_| {
+        load_rules(
+            namespace,
+            nft,
+            &format!("table inet selkie\ndelete table inet selkie\n{RULES}"),
+        )
+    })
+}
+
+/// Runs `nft -f -` in the namespace.
+pub(super) fn load_rules(
+    namespace: BorrowedFd<'_>,
+    nft: &Path,
+    rules: &str,
+) -> Result<(), Failure> {
+    let run = || -> SysResult<(bool, String)> {
+        let mut child = Command::new(nft)
+            .args(["-f", "-"])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .attempt(|| format!("run {}", nft.display()))?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // When it has died its own words say more.
+            let _ = stdin.write_all(rules.as_bytes());
+        }
+        let output = child
+            .wait_with_output()
+            .attempt(|| format!("wait for {}", nft.display()))?;
+        let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Ok((output.status.success(), words))
+    };
+    match netlink::in_namespace(namespace, run) {
+        Ok((true, _)) => Ok(()),
+        Ok((false, words)) => Err(Failure {
+            message: format!("load the uplink's firewall rules: nft: {words}"),
+            hint: Some(
+                "the kernel needs nf_tables with nat, masquerade, fib and socket expressions (modules nft_masq, nft_fib_inet, nft_socket); `--network pasta` works without"
+                    .into(),
+            ),
+        }),
+        Err(error) => Err(failure(error)),
+    }
+}
+
+fn write_sysctl(path: &str, value: &str) -> SysResult<()> {
+    let file = rustix::fs::open(path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .attempt(|| format!("open {path}"))?;
+    rustix::io::write(file.as_fd(), value.as_bytes())
+        .attempt(|| format!("write {value} to {path}"))?;
+    Ok(())
+}
+
+/// As a failure without advice.
+pub(super) fn failure(error: SysError) -> Failure {
+    Failure {
+        message: error.to_string(),
+        hint: None,
+    }
+}
