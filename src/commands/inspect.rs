@@ -4,6 +4,7 @@ use clap::{ArgMatches, Command};
 use selkie_engine::{Engine, ErrorKind};
 use serde::Serialize;
 
+use super::ps::disk_size;
 use super::targets;
 use crate::cli::CommandSpec;
 use crate::cli::flag::{self, Flags, choice, positionals, switch};
@@ -43,7 +44,7 @@ pub const CONTAINER_INSPECT: CommandSpec = CommandSpec {
     examples: "Examples:
   selkie container inspect web
   selkie container inspect --format '{{json .Slice}}' web",
-    flags: common_flags,
+    flags: container_flags,
     run: |session, matches| run(session, matches, Kind::Container, false),
 };
 
@@ -75,7 +76,7 @@ pub fn common_flags(command: Command) -> Command {
 }
 
 fn flags(command: Command) -> Command {
-    common_flags(command)
+    container_flags(command)
         .arg(
             choice(
                 "type",
@@ -88,6 +89,11 @@ fn flags(command: Command) -> Command {
         .arg(switch("latest", "The container created last").short('l'))
 }
 
+/// As [`common_flags`], for what containers have.
+fn container_flags(command: Command) -> Command {
+    common_flags(command).arg(switch("size", "Measure what a container takes on disk").short('s'))
+}
+
 fn run(session: &Session, matches: &ArgMatches, kind: Kind, latest: bool) -> Result<u8> {
     let mut names = matches.texts("names");
     if names.is_empty() && !latest {
@@ -97,7 +103,10 @@ fn run(session: &Session, matches: &ArgMatches, kind: Kind, latest: bool) -> Res
     if latest {
         names.insert(0, targets::latest(&engine)?.called);
     }
-    show(&names, matches, |name| look_up(&engine, name, kind))
+    let measures = kind != Kind::Image && matches.on("size");
+    show(&names, matches, |name| {
+        look_up(&engine, name, kind, measures)
+    })
 }
 
 /// Shows what is found of `names`; those that are not there are errors after that.
@@ -136,13 +145,16 @@ fn text(found: &[Value], format: Option<&str>) -> Result<String> {
     Ok(text)
 }
 
-fn look_up(engine: &Engine, name: &str, kind: Kind) -> Result<Value> {
+fn look_up(engine: &Engine, name: &str, kind: Kind, measures: bool) -> Result<Value> {
     if kind != Kind::Image {
         match engine.find_container(name) {
             Ok(id) => {
                 let container = engine.container(&id)?;
                 let image = engine.image(&container.image_id).ok();
-                let object = InspectContainer::new(engine, &container, image.as_ref())?;
+                let mut object = InspectContainer::new(engine, &container, image.as_ref())?;
+                if measures {
+                    object.set_size(disk_size(engine, &container)?);
+                }
                 return value(&object);
             }
             Err(error) if kind == Kind::Any && error.kind == ErrorKind::NotFound => {}

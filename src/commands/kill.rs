@@ -25,6 +25,7 @@ pub const KILL: CommandSpec = CommandSpec {
 fn flags(command: Command) -> Command {
     command
         .args(targets::flags("All running containers"))
+        .arg(targets::id_file_flag())
         .arg(value("signal", "SIGNAL", "Name or number (default: KILL)").short('s'))
 }
 

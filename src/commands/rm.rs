@@ -25,6 +25,7 @@ pub const RM: CommandSpec = CommandSpec {
 fn flags(command: Command) -> Command {
     command
         .args(targets::flags("All containers"))
+        .arg(targets::id_file_flag())
         // -f is --force here, as in Podman and Docker.
         .mut_arg("filter", |filter| filter.short(None))
         .arg(

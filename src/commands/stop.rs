@@ -28,6 +28,7 @@ pub const STOP: CommandSpec = CommandSpec {
 fn flags(command: Command) -> Command {
     command
         .args(targets::flags("All running containers"))
+        .arg(targets::id_file_flag())
         .arg(switch("ignore", "Names that do not exist are no error").short('i'))
         .arg(time_flag())
 }

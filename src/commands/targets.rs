@@ -32,6 +32,23 @@ pub fn flags(all: &'static str) -> [Arg; 4] {
     ]
 }
 
+/// `--cidfile`: names from the files that `run` and `create` wrote.
+pub fn id_file_flag() -> Arg {
+    list(
+        "cidfile",
+        "FILE",
+        "The container whose ID is in FILE, as run --cidfile wrote it",
+    )
+}
+
+/// Files given to the flag of [`id_file_flag`], by commands that have it.
+fn id_files(matches: &ArgMatches) -> Vec<String> {
+    let files = matches.try_get_many::<String>("cidfile").ok().flatten();
+    files
+        .map(|files| files.cloned().collect())
+        .unwrap_or_default()
+}
+
 /// What the flags of [`flags`] choose. Names are not looked up yet: each may fail by itself.
 #[derive(Debug)]
 pub enum Chosen {
@@ -43,7 +60,7 @@ pub enum Chosen {
 
 /// Refuses flags that choose nothing, before anything is opened.
 pub fn check(matches: &ArgMatches) -> Result<()> {
-    let has_names = !matches.texts("containers").is_empty();
+    let has_names = !matches.texts("containers").is_empty() || !id_files(matches).is_empty();
     let (all, latest) = (matches.on("all"), matches.on("latest"));
     let has_filters = !matches.texts("filter").is_empty();
     if has_names && (all || latest || has_filters) {
@@ -63,7 +80,12 @@ pub fn choose(
     matches: &ArgMatches,
     every: impl Fn(&Container) -> bool,
 ) -> Result<Chosen> {
-    let names = matches.texts("containers");
+    let mut names = matches.texts("containers");
+    for file in id_files(matches) {
+        let id = std::fs::read_to_string(&file)
+            .map_err(|error| CliError::new(format!("--cidfile {file}: {error}")))?;
+        names.push(id.trim_end().to_owned());
+    }
     if !names.is_empty() {
         return Ok(Chosen::Names(names));
     }

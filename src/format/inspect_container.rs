@@ -29,6 +29,10 @@ pub struct InspectContainer {
     image_digest: String,
     image_name: String,
     rootfs: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_rw: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    size_root_fs: Option<u64>,
     pod: String,
     resolv_conf_path: String,
     hostname_path: String,
@@ -80,6 +84,7 @@ struct State {
     started_at: String,
     finished_at: String,
     health: Health,
+    cgroup_path: String,
     checkpointed_at: &'static str,
     restored_at: &'static str,
 }
@@ -143,6 +148,9 @@ struct Config {
     umask: &'static str,
     timeout: u32,
     stop_timeout: u32,
+    passwd: bool,
+    #[serde(rename = "sdNotifyMode")]
+    sd_notify_mode: &'static str,
 }
 
 /// `{}`: Go's set of names is a map to these.
@@ -199,6 +207,38 @@ struct HostConfig {
     devices: Vec<String>,
     ulimits: Vec<Ulimit>,
     sysctls: BTreeMap<String, String>,
+    /// From here on limits there are none of, for scripts that look them up.
+    cgroups: &'static str,
+    console_size: [u32; 2],
+    isolation: &'static str,
+    cpu_shares: u64,
+    cpu_period: u64,
+    cpu_quota: i64,
+    cpu_realtime_period: u64,
+    cpu_realtime_runtime: i64,
+    cpuset_cpus: &'static str,
+    cpuset_mems: &'static str,
+    cpu_count: u64,
+    cpu_percent: u64,
+    blkio_weight: u16,
+    blkio_weight_device: Option<Vec<String>>,
+    blkio_device_read_bps: Option<Vec<String>>,
+    blkio_device_write_bps: Option<Vec<String>>,
+    #[serde(rename = "BlkioDeviceReadIOps")]
+    blkio_device_read_iops: Option<Vec<String>>,
+    #[serde(rename = "BlkioDeviceWriteIOps")]
+    blkio_device_write_iops: Option<Vec<String>>,
+    disk_quota: u64,
+    kernel_memory: i64,
+    memory_reservation: i64,
+    memory_swap: i64,
+    memory_swappiness: i64,
+    oom_kill_disable: bool,
+    #[serde(rename = "IOMaximumIOps")]
+    io_maximum_iops: u64,
+    #[serde(rename = "IOMaximumBandwidth")]
+    io_maximum_bandwidth: u64,
+    cgroup_conf: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -298,9 +338,20 @@ impl InspectContainer {
             resolv_conf_path: etc_path(engine, of, "resolv.conf"),
             hostname_path: etc_path(engine, of, "hostname"),
             hosts_path: etc_path(engine, of, "hosts"),
+            static_dir: engine
+                .log_path(&of.id)
+                .parent()
+                .map(|directory| directory.display().to_string())
+                .unwrap_or_default(),
             slice: slice(of),
             ..Self::default()
         })
+    }
+
+    /// Adds what `--size` measured.
+    pub fn set_size(&mut self, size: container::DiskSize) {
+        self.size_rw = Some(size.rw_size);
+        self.size_root_fs = Some(size.root_fs_size);
     }
 }
 
@@ -402,6 +453,7 @@ fn config(of: &Container) -> Config {
         create_command: options.create_command.clone(),
         umask: "0022",
         stop_timeout: of.config.stop_timeout,
+        sd_notify_mode: "container",
         ..Config::default()
     }
 }
@@ -459,6 +511,7 @@ fn host_config(engine: &Engine, of: &Container) -> HostConfig {
         init: options.init,
         ulimits: options.ulimits.iter().map(ulimit).collect(),
         sysctls: options.sysctls.clone(),
+        cgroups: "default",
         ..HostConfig::default()
     }
 }

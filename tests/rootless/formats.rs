@@ -339,6 +339,21 @@ fn inspect_has_podmans_fields(ground: &'static Ground) -> Result<()> {
             .is_some_and(|map| !map.is_empty()),
         "{host}"
     );
+    for absent in [
+        "CpuShares",
+        "MemorySwap",
+        "BlkioDeviceReadIOps",
+        "OomKillDisable",
+    ] {
+        ensure!(host.get(absent).is_some(), "no {absent} in {host}");
+    }
+    ensure!(facts.get("SizeRw").is_none(), "measured unasked");
+    let sized = login.json(&["inspect", "--size", &name])?;
+    ensure!(
+        sized[0]["SizeRootFs"].as_u64() > sized[0]["SizeRw"].as_u64(),
+        "{}",
+        sized[0]
+    );
     let capabilities = &facts["BoundingCaps"];
     ensure!(
         capabilities
@@ -373,6 +388,11 @@ fn inspect_templates(ground: &'static Ground) -> Result<()> {
             "sleep,10000",
         ),
         ("{{.Config.Cmd}}", "[sleep 10000]"),
+        (
+            r#"{{range .Config.Cmd}}{{.}}{{"\t"}}{{end}}\t|"#,
+            "sleep\t10000\t\t|",
+        ),
+        ("{{.HostConfig.CpuShares}}{{.Config.Passwd}}", "0false"),
         ("{{- /* comment */ -}} x {{- .State.ExitCode }}", "x0"),
     ] {
         let seen = container.inspect(template)?;

@@ -578,7 +578,10 @@ fn cidfile(ground: &'static Ground) -> Result<()> {
     )?;
     login.refused(125, &["container", "inspect", "unmade"])?;
     ensure!(!before.is_empty());
-    login.ok(&["rm", &id])?;
+    expect_eq(login.ok(&["rm", "--cidfile", &path])?, id.as_str())?;
+    let error = login.refused(1, &["rm", "--cidfile", &path])?;
+    expect_contains(error, &id)?;
+    login.refused(125, &["stop", "--cidfile", "/nonexistent/cid"])?;
     Ok(())
 }
 
