@@ -11,6 +11,7 @@ mod identity;
 mod images;
 mod isolation;
 mod login;
+mod networks;
 mod options;
 mod processes;
 mod refusals;
@@ -35,13 +36,14 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 13] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 14] = [
         images::trials,
         identity::trials,
         isolation::trials,
         containers::trials,
         options::trials,
         volumes::trials,
+        networks::trials,
         terminals::trials,
         formats::trials,
         transports::trials,
