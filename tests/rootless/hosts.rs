@@ -168,13 +168,14 @@ impl Hosts {
              ip link set eth0 up; ip link set eth1 up
              sysctl -qw net.ipv4.ping_group_range='0 2147483647'\n",
         );
+        // Only the first of an interface is a source address.
         for (device, addresses) in [
             ("eth0", &[FAR, OTHER_ROUTER][..]),
             ("eth1", &[SECOND_ROUTER]),
         ] {
-            for [v4, v6] in addresses {
+            for ([v4, v6], life) in addresses.iter().zip(["", " preferred_lft 0"]) {
                 lines += &format!("ip address add {v4}/24 dev {device}\n");
-                lines += &format!("ip address add {v6}/64 dev {device} nodad\n");
+                lines += &format!("ip address add {v6}/64 dev {device} nodad{life}\n");
             }
         }
         for alone in [WORLD[0], CLOUD] {

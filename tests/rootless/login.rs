@@ -124,7 +124,7 @@ impl Login {
     fn enter(&self, host: i32, program: &OsStr) -> Command {
         let mut command = Command::new("/usr/bin/nsenter");
         command.args(["--target", &host.to_string(), "--net", "--mount"]);
-        command.arg("--wdns").arg(&self.home);
+        command.arg(format!("--wdns={}", self.home.display()));
         command.args(["--setgid", &self.user.gid.to_string()]);
         command.args(["--setuid", &self.user.uid.to_string(), "--"]);
         command.arg(program);

@@ -70,8 +70,7 @@ fn is_unreachable(row: &mut Row, from: &Container<'_>, to: &[String]) {
     for address in to {
         row.cell(address, is_closed(from, address, "6900", "7100"));
         row.cell(address, is_closed(from, address, "1", "256"));
-        let option = if address.contains(':') { "-6" } else { "-4" };
-        let ping = from.try_exec(&["ping", option, "-c", "1", "-W", "1", address]);
+        let ping = from.try_exec(&["wire", "ping", address, "0"]);
         let silent = ping.and_then(|ping| {
             ensure!(ping.code != 0, "it answers pings");
             Ok(())
@@ -85,6 +84,7 @@ fn serves_itself(server: &Container<'_>, addresses: &[String]) -> Result<()> {
     for address in addresses {
         server.exec(&["wire", "who", address, INSIDE])?;
         server.exec(&["wire", "udp", address, INSIDE])?;
+        server.exec(&["wire", "ping", address])?;
     }
     Ok(())
 }

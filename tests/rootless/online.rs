@@ -235,9 +235,7 @@ fn is_nowhere(_: &Hosts, login: &Login, mode: Mode) -> Result<()> {
     row.cell("interfaces", is(interfaces, "lo"));
     row.cell(
         "its own loopback",
-        container
-            .exec(&["ping", "-c", "1", "-W", "3", "127.0.0.1"])
-            .map(drop),
+        container.exec(&["wire", "ping", "127.0.0.1"]).map(drop),
     );
     row.end()
 }
@@ -255,12 +253,8 @@ fn out(_: &Hosts, login: &Login, mode: Mode) -> Result<()> {
             );
         }
         if mode.can_ping(family) {
-            let option = ["-4", "-6"][family];
-            let command = ["ping", option, "-c", "1", "-W", "3", WORLD[family]];
-            row.cell(
-                &format!("ICMP {}", FAMILIES[family]),
-                container.exec(&command).map(drop),
-            );
+            let ping = container.exec(&["wire", "ping", WORLD[family]]);
+            row.cell(&format!("ICMP {}", FAMILIES[family]), ping.map(drop));
         }
     }
     row.end()
@@ -386,8 +380,10 @@ fn between(_: &Hosts, login: &Login, mode: Mode) -> Result<()> {
         row.cell(&format!("send in {network}"), is(done, "ok"));
         let done = client.exec(&["wire", "many", "web", INSIDE, MANY]);
         row.cell(&format!("many in {network}"), is(done, MANY));
-        let ping = client.exec(&["ping", "-c", "1", "-W", "3", &addresses[0]]);
-        row.cell(&format!("ICMP in {network}"), ping.map(drop));
+        for address in &addresses {
+            let ping = client.exec(&["wire", "ping", address]);
+            row.cell(&format!("ICMP {address} in {network}"), ping.map(drop));
+        }
     }
     row.end()
 }

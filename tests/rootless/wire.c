@@ -5,6 +5,7 @@
  *   wire dns ADDRESS NAME=ADDRESS...   name server by UDP and TCP on port 53; prints "ready"
  *   wire who TO PORT [SECONDS]  how a server sees us, by TCP; tries until it has an answer
  *   wire udp TO PORT [SECONDS]  the same by UDP
+ *   wire ping TO [SECONDS]      an echo request, through the kind of socket that needs no capability
  *   wire send TO PORT BYTES     sends, and compares the server's checksum
  *   wire receive TO PORT BYTES  receives, and compares the checksum
  *   wire many TO PORT COUNT     so many connections at once; prints how many had an answer
@@ -334,9 +335,29 @@ static int bound(const char *at, uint16_t port, int type)
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (!at && own.storage.ss_family == AF_INET6)
         setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &zero, sizeof zero);
+    if (type == SOCK_DGRAM && own.storage.ss_family == AF_INET6)
+        setsockopt(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, &one, sizeof one);
     if (bind(fd, (void *)&own.storage, own.length) || (type == SOCK_STREAM && listen(fd, 4096)))
         die(at ? at : "bind");
     return fd;
+}
+
+/* Answers a datagram from the very address it was sent to. */
+static void serve_datagram(int fd)
+{
+    address peer;
+    char text[INET6_ADDRSTRLEN], control[256];
+    struct iovec part = { text, sizeof text };
+    struct msghdr message = { &peer.storage, sizeof peer.storage, &part, 1, control, sizeof control, 0 };
+    if (recvmsg(fd, &message, 0) < 0)
+        return;
+    peer.length = message.msg_namelen;
+    print_address(&peer, text, sizeof text);
+    part.iov_len = strlen(text);
+    for (struct cmsghdr *one = CMSG_FIRSTHDR(&message); one; one = CMSG_NXTHDR(&message, one))
+        if (one->cmsg_level == IPPROTO_IPV6 && one->cmsg_type == IPV6_PKTINFO)
+            ((struct in6_pktinfo *)CMSG_DATA(one))->ipi6_ifindex = 0;
+    sendmsg(fd, &message, 0);
 }
 
 static _Noreturn void serve(const char *at, char **ports, int count)
@@ -358,11 +379,7 @@ static _Noreturn void serve(const char *at, char **ports, int count)
             if (!(fds[i].revents & POLLIN))
                 continue;
             if (i % 2) {
-                ssize_t got = recvfrom(fds[i].fd, text, sizeof text, 0, (void *)&peer.storage, &peer.length);
-                if (got < 0)
-                    continue;
-                print_address(&peer, text, sizeof text);
-                sendto(fds[i].fd, text, strlen(text), 0, (void *)&peer.storage, peer.length);
+                serve_datagram(fds[i].fd);
                 continue;
             }
             int fd = accept4(fds[i].fd, (void *)&peer.storage, &peer.length, SOCK_CLOEXEC);
@@ -508,6 +525,25 @@ static int once_udp(const address *to, char *text, size_t room)
     return got > 0;
 }
 
+static int once_ping(const address *to, char *text, size_t room)
+{
+    int is_v6 = to->storage.ss_family == AF_INET6;
+    int fd = socket(to->storage.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+    uint8_t request[16] = { is_v6 ? 128 : 8, 0, 0, 0, 0, 0, 0, 1, 'w', 'i', 'r', 'e' }, reply[64];
+    struct pollfd wait = { fd, POLLIN, 0 };
+    int done = 0;
+    if (fd < 0)
+        die("open an ICMP socket");
+    if (sendto(fd, request, sizeof request, 0, (const void *)&to->storage, to->length) > 0) {
+        errno = ETIMEDOUT;
+        done = poll(&wait, 1, 1000) == 1 && recv(fd, reply, sizeof reply, 0) == sizeof request &&
+               reply[0] == (is_v6 ? 129 : 0) && !memcmp(reply + 8, request + 8, 8);
+    }
+    close(fd);
+    snprintf(text, room, "ok");
+    return done;
+}
+
 static int who(const char *name, uint16_t port, double seconds, int (*once)(const address *, char *, size_t))
 {
     double end = now() + seconds;
@@ -649,6 +685,8 @@ int main(int argc, char **argv)
         return who(argv[2], atoi(argv[3]), argc > 4 ? atof(argv[4]) : 10, once_tcp);
     if (!strcmp(verb, "udp") && argc > 3)
         return who(argv[2], atoi(argv[3]), argc > 4 ? atof(argv[4]) : 10, once_udp);
+    if (!strcmp(verb, "ping") && argc > 2)
+        return who(argv[2], 0, argc > 3 ? atof(argv[3]) : 10, once_ping);
     if (!strcmp(verb, "send") && argc == 5)
         return transfer(argv[2], atoi(argv[3]), strtoul(argv[4], NULL, 10), 1);
     if (!strcmp(verb, "receive") && argc == 5)
@@ -659,6 +697,6 @@ int main(int argc, char **argv)
         return scan(argv[2], atoi(argv[3]), atoi(argv[4]));
     if (!strcmp(verb, "lookup") && argc == 3)
         return print_lookup(argv[2]);
-    fprintf(stderr, "usage: wire serve|serve-at|dns|who|udp|send|receive|many|scan|lookup …, see its source\n");
+    fprintf(stderr, "usage: wire serve|serve-at|dns|who|udp|ping|send|receive|many|scan|lookup …, see its source\n");
     return 2;
 }
