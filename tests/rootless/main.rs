@@ -7,11 +7,15 @@ mod crowds;
 mod formats;
 mod ground;
 mod hostile;
+mod hosts;
 mod identity;
 mod images;
 mod isolation;
 mod login;
+mod network_faults;
+mod network_isolation;
 mod networks;
+mod online;
 mod options;
 mod processes;
 mod refusals;
@@ -36,7 +40,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 14] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 17] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -51,6 +55,9 @@ fn main() -> ExitCode {
         refusals::trials,
         self_healing::trials,
         crowds::trials,
+        online::trials,
+        network_isolation::trials,
+        network_faults::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
     trials.extend(chaos::trials(ground));
