@@ -17,6 +17,7 @@ pub mod logs;
 mod monitor;
 pub mod network;
 pub mod options;
+mod own_program;
 mod spec;
 mod state;
 pub mod system;

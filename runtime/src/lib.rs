@@ -13,6 +13,7 @@ mod init;
 pub mod launch;
 mod mount_options;
 mod namespaces;
+pub mod own_program;
 mod passage;
 mod prepare;
 mod process_steps;

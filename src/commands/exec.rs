@@ -76,6 +76,13 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     if command.is_empty() {
         return Err(CliError::new("you must provide a command to exec"));
     }
+    let mut engine = session.open_engine()?;
+    let id = match &name {
+        Some(name) => engine.find_container(name)?,
+        None => targets::latest(&engine)?.id,
+    };
+    // Before standard input or a file is read.
+    engine.protect_own_program_from(&id, std::env::args_os())?;
     let keys = streams::detach_keys(matches)?;
     let wants_terminal = matches.on("tty");
     let options = ExecOptions {
@@ -86,11 +93,6 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
         privileged: matches.on("privileged"),
         terminal: wants_terminal.then(|| crate::terminal::size().unwrap_or(DEFAULT_SIZE)),
         interactive: matches.on("interactive"),
-    };
-    let mut engine = session.open_engine()?;
-    let id = match &name {
-        Some(name) => engine.find_container(name)?,
-        None => targets::latest(&engine)?.id,
     };
     if matches.on("detach") {
         let session = engine.exec_detached(&id, &options);

@@ -41,6 +41,10 @@ fn flags(command: Command) -> Command {
 }
 
 fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
+    let userns = create_options::userns(matches)?;
+    let mut engine = session.open_engine()?;
+    // Before standard input or a file is read.
+    engine.protect_own_program(&userns, std::env::args_os())?;
     let new = create_options::parse(matches)?;
     let is_detached = matches.on("detach");
     let attach = matches.texts("attach");
@@ -58,7 +62,6 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     };
     keep_only(&attach, &mut wishes)?;
     let id_file = new.id_file.as_deref().map(IdFile::reserve).transpose()?;
-    let mut engine = session.open_engine()?;
     if new.replace {
         remove_namesake(&mut engine, new.options.name.as_deref())?;
     }

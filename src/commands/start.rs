@@ -48,6 +48,9 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     let chosen = targets::choose(&engine, matches, |container| {
         matches!(container.status, Status::Created | Status::Exited)
     })?;
+    for id in chosen.ids(&engine) {
+        engine.protect_own_program_from(&id, std::env::args_os())?;
+    }
     if !attach {
         return chosen.for_each(&mut engine, Missing::Refuse, |engine, id| {
             if !is_running(engine, id)? {

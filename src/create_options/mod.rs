@@ -11,7 +11,7 @@ pub mod variables;
 
 use clap::{ArgMatches, Command};
 use selkie_engine::options::{
-    CreateOptions, ExposedPorts, NetworkMode, PidMode, PortMapping, RootSource,
+    CreateOptions, ExposedPorts, NetworkMode, PidMode, PortMapping, RootSource, UsernsMode,
 };
 
 use crate::cli::flag::{
@@ -94,6 +94,16 @@ pub fn flags(command: Command) -> Command {
         .arg(object_and_command())
 }
 
+/// Only what `--userns`, `--uidmap` and `--gidmap` say, for those who must know it before anything
+/// else is read.
+pub fn userns(matches: &ArgMatches) -> Result<UsernsMode> {
+    user_namespace::parse(
+        matches.text("userns"),
+        &matches.texts("uidmap"),
+        &matches.texts("gidmap"),
+    )
+}
+
 /// Reads the flags.
 pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
     let mut command = matches.texts(COMMAND);
@@ -147,11 +157,7 @@ pub fn parse(matches: &ArgMatches) -> Result<NewContainer> {
         expose: network.expose,
         names: network.names,
         pid: pid(matches.text("pid"))?,
-        userns: user_namespace::parse(
-            matches.text("userns"),
-            &matches.texts("uidmap"),
-            &matches.texts("gidmap"),
-        )?,
+        userns: userns(matches)?,
         terminal: matches.on("tty"),
         interactive: matches.on("interactive"),
         remove: matches.on("rm"),

@@ -42,9 +42,19 @@ pub fn is_json(format: Option<&str>) -> bool {
     })
 }
 
-/// Backslash sequences a shell hands on as they are.
+/// Backslash sequences a shell hands on as they are. Those inside actions are the template's own.
 pub fn unescape(format: &str) -> String {
-    format.replace("\\t", "\t").replace("\\n", "\n")
+    let mut text = String::with_capacity(format.len());
+    let mut rest = format;
+    while !rest.is_empty() {
+        let (outside, action) = rest.split_at(rest.find("{{").unwrap_or(rest.len()));
+        text += &outside.replace("\\t", "\t").replace("\\n", "\n");
+        let end = action.find("}}").map_or(action.len(), |end| end + 2);
+        let (action, after) = action.split_at(end);
+        text += action;
+        rest = after;
+    }
+    text
 }
 
 impl ListFormat<'_> {
@@ -179,6 +189,18 @@ mod tests {
                 created_at: "now\u{1b}".into(),
             })
             .into()
+    }
+
+    #[test]
+    fn backslashes_are_replaced_outside_of_actions_only() {
+        assert_eq!(unescape(r"a\t{{.ID}}\n"), "a\t{{.ID}}\n");
+        let inside = r#"{{range .Mounts}}{{.Type}}{{"\n"}}{{end}}"#;
+        assert_eq!(unescape(inside), inside);
+        assert_eq!(
+            render(Some(r#"{{.ID}}{{"\t"}}x\n"#)).unwrap(),
+            "a\tx\n\nb\tx\n\n"
+        );
+        assert_eq!(unescape("{{ .ID \\n"), "{{ .ID \\n");
     }
 
     fn render(format: Option<&str>) -> Result<String> {

@@ -143,12 +143,12 @@ impl<'fd> Caller<'fd> {
         };
         Ok(Self {
             at_end: !wishes.stdin,
+            stdout: Sink::new(stdout, wishes.stdout),
+            stderr: Sink::new(stderr, wishes.stderr),
             wishes,
             stdin,
             input: Vec::new(),
             keys: Watcher::new(keys),
-            stdout: Sink::new(stdout),
-            stderr: Sink::new(stderr),
             raw,
             signals,
         })

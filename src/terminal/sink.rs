@@ -20,6 +20,7 @@ pub struct Sink<'fd> {
     pending: Vec<u8>,
     written: usize,
     portion: usize,
+    is_wanted: bool,
     state: State,
 }
 
@@ -35,8 +36,8 @@ pub enum State {
 }
 
 impl<'fd> Sink<'fd> {
-    /// Writes to `fd`.
-    pub fn new(fd: BorrowedFd<'fd>) -> Self {
+    /// Writes to `fd`; drops everything when it is not wanted.
+    pub fn new(fd: BorrowedFd<'fd>, is_wanted: bool) -> Self {
         let waits = rustix::fs::fstat(fd).is_ok_and(|stat| {
             matches!(
                 FileType::from_raw_mode(stat.st_mode),
@@ -48,13 +49,14 @@ impl<'fd> Sink<'fd> {
             pending: Vec::new(),
             written: 0,
             portion: if waits { PIPE_BUF } else { usize::MAX },
+            is_wanted,
             state: State::Open,
         }
     }
 
     /// Takes bytes to write, and begins to.
     pub fn push(&mut self, bytes: &[u8]) {
-        if self.state == State::Open {
+        if self.is_wanted && self.state == State::Open {
             self.pending.extend_from_slice(bytes);
         }
     }
@@ -115,7 +117,7 @@ mod tests {
             all
         });
         let data: Vec<u8> = (0..200_000u32).map(|n| (n % 251) as u8).collect();
-        let mut sink = Sink::new(write.as_fd());
+        let mut sink = Sink::new(write.as_fd(), true);
         for part in data.chunks(30_000) {
             sink.push(part);
             while sink.is_waiting() {
@@ -137,7 +139,7 @@ mod tests {
     fn a_closed_pipe_takes_nothing_and_keeps_nothing() {
         let (read, write) = rustix::pipe::pipe().unwrap();
         drop(read);
-        let mut sink = Sink::new(write.as_fd());
+        let mut sink = Sink::new(write.as_fd(), true);
         sink.push(b"lost");
         sink.write_portion();
         assert_eq!(sink.state(), State::Broken);

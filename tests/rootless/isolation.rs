@@ -49,6 +49,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             sensitive_paths_are_masked,
         ),
         ground.trial(
+            "isolation::the_program_is_read_only_where_the_login_is",
+            the_program_is_read_only_where_the_login_is,
+        ),
+        ground.trial(
             "isolation::the_engine_s_binary_is_safe",
             the_engines_binary_is_safe,
         ),
@@ -456,6 +460,68 @@ fn sensitive_paths_are_masked(ground: &'static Ground) -> Result<()> {
         "/owned",
     ])?;
     ensure!(masked.is_empty(), "{masked}");
+    Ok(())
+}
+
+/// Our program file, executed inside by a script that names it as its interpreter, can be opened
+/// there; what keeps it from being written must not be that it is being executed, which ends.
+fn the_program_is_read_only_where_the_login_is(ground: &'static Ground) -> Result<()> {
+    ground.needs_root("look through another process's program")?;
+    let login = ground.fresh_login_with_busybox()?;
+    let own = login.home.join("selkie");
+    login.copy_program(&ground.binary, &own)?;
+    let is_read_only = |pid: i32| -> Result<bool> {
+        let flags = rustix::fs::statvfs(format!("/proc/{pid}/exe"))?.f_flag;
+        Ok(flags.contains(rustix::fs::StatVfsMountFlags::RDONLY))
+    };
+    for (mode, must) in [
+        ("--userns auto", false),
+        ("--userns keep-id", true),
+        ("--userns host", true),
+        ("--uidmap 0:1:100 --uidmap 100:0:1", true),
+    ] {
+        // As `run` does it, and as `start` does. The variables come through a pipe, which can be
+        // read only once, though the program may be executed twice.
+        let name = ground.unique("exposed");
+        let before = login.monitors();
+        let script = format!(
+            "set -e; selkie={}; \
+             echo MARK=here | $selkie create --name {name} --env-file /dev/stdin {mode} busybox sleep 10000; \
+             $selkie start {name} >&2; \
+             echo MARK=here | $selkie run --detach --env-file /dev/stdin {mode} busybox sleep 10000",
+            own.display()
+        );
+        let ids = login.program("sh", &["-c", &script]).run()?.ok()?;
+        let id = ids.lines().last().context("no ID")?;
+        let mut processes = login.monitors();
+        processes.retain(|pid| !before.contains(pid));
+        ensure!(processes.len() >= 2, "{mode}: {processes:?}");
+        let execution = login
+            .program(
+                &own,
+                &[
+                    "exec",
+                    "--interactive",
+                    id,
+                    "sh",
+                    "-c",
+                    "echo $MARK; exec cat",
+                ],
+            )
+            .streams(
+                std::process::Stdio::piped(),
+                std::process::Stdio::piped(),
+                std::process::Stdio::null(),
+            )
+            .spawn()?;
+        execution.read_until("here\n")?;
+        processes.push(execution.pid());
+        for pid in processes {
+            expect_eq((pid, is_read_only(pid)?), (pid, must)).with_context(|| mode)?;
+        }
+        execution.signal(rustix::process::Signal::KILL);
+        login.ok(&["rm", "--force", "--time", "0", id, &name])?;
+    }
     Ok(())
 }
 

@@ -24,6 +24,7 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
         ground.trial("options::ulimits", ulimits),
         ground.trial("options::sysctls", sysctls),
         ground.trial("options::network", network),
+        ground.trial("options::attach", attach),
         ground.trial("options::rootfs", rootfs),
         ground.trial("options::cidfile", cidfile),
         ground.trial("options::pull_never", pull_never),
@@ -494,6 +495,24 @@ fn network(ground: &'static Ground) -> Result<()> {
         125,
         &["run", "--rm", "--network", "nonsense", "busybox", "true"],
     )?;
+    Ok(())
+}
+
+fn attach(ground: &'static Ground) -> Result<()> {
+    let login = ground.login()?;
+    for (streams, expected) in [
+        (&[][..], ("out\n", "err\n")),
+        (&["--attach", "stdout"][..], ("out\n", "")),
+        (&["-a", "stderr"][..], ("", "err\n")),
+        (&["-a", "stdout", "-a", "STDERR"][..], ("out\n", "err\n")),
+    ] {
+        let mut all = vec!["run", "--rm"];
+        all.extend_from_slice(streams);
+        all.extend_from_slice(&["busybox", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+        let finished = login.selkie(&all).run()?.code(3)?;
+        let seen = (String::from_utf8_lossy(&finished.stdout), finished.error());
+        ensure!((&*seen.0, &*seen.1) == expected, "{streams:?}: {seen:?}");
+    }
     Ok(())
 }
 
