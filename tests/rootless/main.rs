@@ -15,6 +15,7 @@ mod options;
 mod processes;
 mod refusals;
 mod self_healing;
+mod spares;
 mod terminals;
 mod transports;
 mod volumes;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 13] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 14] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         hostile::trials,
         refusals::trials,
         self_healing::trials,
+        spares::trials,
         crowds::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
