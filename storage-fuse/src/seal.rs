@@ -47,13 +47,12 @@ struct Look {
 
 impl Look {
     fn of(stat: &Stat) -> Self {
-        // Its nanoseconds are signed or not, depending on the architecture.
         let time = |seconds: i64, nanoseconds: u64| (seconds, nanoseconds as i64);
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         Self {
             inode: (stat.st_dev, stat.st_ino),
-            changed: time(stat.st_ctime, stat.st_ctime_nsec as u64),
-            listed: is_directory.then(|| time(stat.st_atime, stat.st_atime_nsec as u64)),
+            changed: time(stat.st_ctime, stat.st_ctime_nsec),
+            listed: is_directory.then(|| time(stat.st_atime, stat.st_atime_nsec)),
         }
     }
 }
