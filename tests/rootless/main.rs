@@ -20,6 +20,7 @@ mod options;
 mod processes;
 mod refusals;
 mod self_healing;
+mod spares;
 mod terminals;
 mod transports;
 mod volumes;
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 17] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 18] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         hostile::trials,
         refusals::trials,
         self_healing::trials,
+        spares::trials,
         crowds::trials,
         online::trials,
         network_isolation::trials,
