@@ -456,6 +456,31 @@ mod tests {
     }
 
     #[test]
+    fn a_database_of_the_first_format_is_brought_up() {
+        let (_temp, dir) = data_dir();
+        make_private_dir(&dir).unwrap();
+        let raw = Connection::open(dir.join("state.db")).unwrap();
+        raw.execute_batch(MIGRATIONS[0]).unwrap();
+        raw.pragma_update(None, "user_version", 1).unwrap();
+        raw.execute(
+            "INSERT INTO volume (name, created, anonymous, labels) VALUES ('old', '', 0, '{}')",
+            [],
+        )
+        .unwrap();
+        drop(raw);
+        let mut database = Database::open(&dir).unwrap();
+        assert_eq!(volume_count(&database), 1);
+        let leases: i64 = database
+            .read(|connection| {
+                Ok(connection
+                    .query_row("SELECT count(*) FROM network_lease", [], |row| row.get(0))?)
+            })
+            .unwrap();
+        assert_eq!(leases, 0);
+        add_volume(&mut database, "new").unwrap();
+    }
+
+    #[test]
     fn a_file_that_is_no_database_is_named() {
         let (_temp, dir) = data_dir();
         make_private_dir(&dir).unwrap();

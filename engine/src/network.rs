@@ -9,6 +9,7 @@
 //!
 //! The *default network* is made by whoever needs it first, and cannot be removed.
 
+mod change;
 pub(crate) mod connect;
 mod create;
 mod host_routes;

@@ -566,6 +566,9 @@ mod tests {
         let orphan = ContainerId::from_bytes([3; 32]);
         std::fs::create_dir_all(paths.container_dir(&orphan).join("upper/etc")).unwrap();
         std::fs::create_dir_all(paths.volumes_dir().join("lost/_data")).unwrap();
+        // Not mounted: of another boot.
+        let spare = paths.spares_dir().join("key,0");
+        std::fs::create_dir_all(spare.join("upper")).unwrap();
         std::fs::create_dir_all(paths.attach_dir()).unwrap();
         std::fs::write(paths.attach_dir().join(orphan.as_str()), "").unwrap();
         std::fs::write(paths.store_dir().join("tmp/half"), "").unwrap();
@@ -582,6 +585,7 @@ mod tests {
                 LeftoverKind::VolumeDirectory,
                 dir(paths.volumes_dir().join("lost")),
             ),
+            (LeftoverKind::ContainerDirectory, dir(spare.clone())),
             (
                 LeftoverKind::Socket,
                 dir(paths.attach_dir().join(orphan.as_str())),
@@ -607,6 +611,7 @@ mod tests {
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].exit.as_ref().map(|exit| exit.code), Some(3));
         assert!(!paths.volumes_dir().join("lost").exists());
+        assert!(!spare.exists());
     }
 
     #[test]

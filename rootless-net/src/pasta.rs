@@ -15,6 +15,9 @@
 //! - `-t none` together with any other `-t` is an error.
 //! - Debian 12's holds back what a server behind a published port says first until its client has
 //!   said something; not from the host's loopback, and not later versions.
+//! - Debian 13's is slow to take what a namespace sends by TCP: behind a veth with an MTU of 1500,
+//!   8 MB did not arrive in 20 s; with 65520 they took 1.5 to 3.5 s, and 0.1 to 0.3 s when the sender's
+//!   `net.ipv4.tcp_wmem` ended at 128 kB or less. Debian 12's takes 0.1 s in either case.
 //! - Of a published range, Debian 12's is content when it can listen on one port.
 //! - Its `--help` is cut short when it goes into a pipe, and so is `--version`.
 

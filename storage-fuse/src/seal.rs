@@ -47,7 +47,6 @@ struct Look {
 
 impl Look {
     fn of(stat: &Stat) -> Self {
-        // Its nanoseconds are signed or not, depending on the architecture.
         let time = |seconds: i64, nanoseconds: u64| (seconds, nanoseconds as i64);
         let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         Self {

@@ -330,7 +330,7 @@ fn inspect_has_podmans_fields(ground: &'static Ground) -> Result<()> {
     );
     let host = &facts["HostConfig"];
     ensure!(
-        host["NetworkMode"] == "none" && !host["Tmpfs"]["/scratch"].is_null(),
+        host["NetworkMode"] == "bridge" && !host["Tmpfs"]["/scratch"].is_null(),
         "{host}"
     );
     ensure!(

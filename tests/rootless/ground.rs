@@ -14,9 +14,6 @@ use libtest_mimic::{Completion, Failed, Trial};
 
 use crate::login::Login;
 
-/// A test: an error fails it, unless the error is a [`Skip`].
-pub type Test = fn(&'static Ground) -> Result<()>;
-
 /// An ordinary user of this host.
 #[derive(Debug, Clone)]
 pub struct User {
@@ -104,8 +101,11 @@ impl Ground {
         })
     }
 
-    /// Wraps a test for the runner.
-    pub fn trial(&'static self, name: &str, test: Test) -> Trial {
+    /// Wraps a test for the runner: an error fails it, unless the error is a [`Skip`].
+    pub fn trial<T>(&'static self, name: &str, test: T) -> Trial
+    where
+        T: FnOnce(&'static Self) -> Result<()> + Send + 'static,
+    {
         Trial::ignorable_test(name, move || match test(self) {
             Ok(()) => Ok(Completion::Completed),
             Err(error) => match error.downcast_ref::<Skip>() {

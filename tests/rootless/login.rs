@@ -32,6 +32,8 @@ pub struct Login {
     binary: PathBuf,
     directory: PathBuf,
     is_root: bool,
+    /// PID of a process whose network and mount namespaces are the login's host.
+    host: Option<i32>,
 }
 
 impl Login {
@@ -44,6 +46,7 @@ impl Login {
             runtime_dir: directory.join("run"),
             binary: ground.binary.clone(),
             is_root: ground.is_root,
+            host: None,
             user,
             tag,
             directory,
@@ -54,6 +57,14 @@ impl Login {
             login.make_directory(path, mode)?;
         }
         Ok(login)
+    }
+
+    /// The same login on another host: everything it runs from now on is in the network and mount
+    /// namespaces of the process `host`. Only as root, and before its first command.
+    pub fn on_host(mut self, host: i32) -> Self {
+        assert!(self.is_root);
+        self.host = Some(host);
+        self
     }
 
     /// Makes a directory that belongs to the login.
@@ -98,7 +109,10 @@ impl Login {
     /// Any program, as this login, in its home, with a clean environment.
     pub fn program(&self, program: impl AsRef<OsStr>, arguments: &[&str]) -> Call<'_> {
         let program = program.as_ref();
-        let mut command = Command::new(program);
+        let mut command = match self.host {
+            None => Command::new(program),
+            Some(host) => self.enter(host, program),
+        };
         command
             .args(arguments)
             .current_dir(&self.home)
@@ -112,7 +126,7 @@ impl Login {
             .env("XDG_RUNTIME_DIR", &self.runtime_dir)
             .env(TAG, &self.tag)
             .stdin(Stdio::null());
-        if self.is_root {
+        if self.is_root && self.host.is_none() {
             command.uid(self.user.uid).gid(self.user.gid);
         }
         let name = Path::new(program).file_name().unwrap_or(program);
@@ -122,6 +136,18 @@ impl Login {
             stdin: None,
             _login: self,
         }
+    }
+
+    /// It has to be root to enter the host, so nsenter(1), which becomes the program, also takes the
+    /// login's identity.
+    fn enter(&self, host: i32, program: &OsStr) -> Command {
+        let mut command = Command::new("/usr/bin/nsenter");
+        command.args(["--target", &host.to_string(), "--net", "--mount"]);
+        command.arg(format!("--wdns={}", self.home.display()));
+        command.args(["--setgid", &self.user.gid.to_string()]);
+        command.args(["--setuid", &self.user.uid.to_string(), "--"]);
+        command.arg(program);
+        command
     }
 
     /// The binary under test.
@@ -538,8 +564,17 @@ impl Finished {
 }
 
 /// Waits until something is so. `what` completes "waiting until …".
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = std::time::Instant::now() + PATIENCE;
+pub fn eventually(what: &str, is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    within(PATIENCE, what, is_so)
+}
+
+/// [`eventually`] with a shorter patience, for what must heal by itself.
+pub fn within(
+    patience: Duration,
+    what: &str,
+    mut is_so: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = std::time::Instant::now() + patience;
     while !is_so()? {
         ensure!(
             std::time::Instant::now() < deadline,

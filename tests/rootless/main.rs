@@ -7,14 +7,20 @@ mod crowds;
 mod formats;
 mod ground;
 mod hostile;
+mod hosts;
 mod identity;
 mod images;
 mod isolation;
 mod login;
+mod network_faults;
+mod network_isolation;
+mod networks;
+mod online;
 mod options;
 mod processes;
 mod refusals;
 mod self_healing;
+mod spares;
 mod terminals;
 mod transports;
 mod volumes;
@@ -35,20 +41,25 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 13] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 18] = [
         images::trials,
         identity::trials,
         isolation::trials,
         containers::trials,
         options::trials,
         volumes::trials,
+        networks::trials,
         terminals::trials,
         formats::trials,
         transports::trials,
         hostile::trials,
         refusals::trials,
         self_healing::trials,
+        spares::trials,
         crowds::trials,
+        online::trials,
+        network_isolation::trials,
+        network_faults::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
     trials.extend(chaos::trials(ground));

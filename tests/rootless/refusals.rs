@@ -683,7 +683,6 @@ fn odd_environment(ground: &'static Ground) -> Result<()> {
 fn every_accepted_flag_does_its_job(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     for flags in [
-        &["--publish", "8080:80"][..],
         &["--memory", "64m"][..],
         &["--cpus", "1"][..],
         &["--pids-limit", "10"][..],
@@ -693,7 +692,6 @@ fn every_accepted_flag_does_its_job(ground: &'static Ground) -> Result<()> {
         &["--pod", "x"][..],
         &["--secret", "x"][..],
         &["--privileged"][..],
-        &["--network", "pasta"][..],
     ] {
         let mut all = vec!["run", "--rm"];
         all.extend_from_slice(flags);
