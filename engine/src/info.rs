@@ -1,6 +1,8 @@
 //! What `info` tells about host, store and login, in Podman's JSON shape where that has a place for
 //! it; what only Selkie has is under `selkie`.
 
+mod network;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -12,6 +14,7 @@ use crate::Engine;
 use crate::container::Status;
 use crate::container::lease::parse_maps;
 use crate::error::{Error, Result};
+pub use network::{NetworkInfo, UplinkInfo};
 
 /// Everything.
 #[derive(Debug, Clone, Serialize)]
@@ -184,6 +187,8 @@ pub struct SelkieInfo {
     pub stale_ranges: Option<String>,
     /// The subordinate IDs and who has them.
     pub slices: SliceInfo,
+    /// What connects containers.
+    pub network: NetworkInfo,
 }
 
 /// The subordinate IDs and who has them.
@@ -228,6 +233,7 @@ impl Engine {
                 single_id_reason: self.pause.single_id_reason.clone(),
                 stale_ranges: self.pause.stale_ranges.clone(),
                 slices: self.slice_info()?,
+                network: self.network_info()?,
             },
             version: VersionInfo {
                 version,

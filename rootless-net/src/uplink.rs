@@ -54,7 +54,8 @@ pub use protocol::{Failure, Status};
 /// Where an uplink lives and what it is made with.
 #[derive(Debug, Clone)]
 pub struct UplinkConfig {
-    /// Private directory (0700) on a local disk; below it one directory per host network namespace.
+    /// Private directory (0700) on a local disk; below it one directory per pause namespace and host
+    /// network namespace.
     pub dir: PathBuf,
     /// Where to look for `pasta`, `slirp4netns` and `nft`.
     pub search_path: Vec<PathBuf>,
@@ -63,10 +64,12 @@ pub struct UplinkConfig {
 }
 
 impl UplinkConfig {
-    /// The directory of the uplink towards the host network namespace that the caller is in.
+    /// The directory of the uplink towards the host network namespace that the caller is in. A login may
+    /// have several pause namespaces (one per runtime directory), none of which has rights in another.
     pub(crate) fn place(&self) -> SysResult<PathBuf> {
         let host = NamespaceKey::at("/proc/self/ns/net")?;
-        Ok(self.dir.join(host.inode.to_string()))
+        let pause = NamespaceKey::at("/proc/self/ns/user")?;
+        Ok(self.dir.join(format!("{}-{}", host.inode, pause.inode)))
     }
 
     pub(crate) fn find(&self, program: &str) -> Option<PathBuf> {

@@ -42,7 +42,10 @@ fn run(login: &Login, script: &str) -> Result<String> {
 }
 
 fn run_with(login: &Login, options: &[&str], script: &str) -> Result<String> {
-    let mut words = vec!["run", "--rm", "--network", "none"];
+    let mut words = vec!["run", "--rm"];
+    if !options.contains(&"--network") {
+        words.extend(["--network", "none"]);
+    }
     words.extend_from_slice(options);
     words.extend_from_slice(&["busybox", "sh", "-c", script]);
     let said = login.ok(&words).with_context(|| script.to_owned())?;
@@ -168,6 +171,7 @@ fn only_containers_apart_leave_them(ground: &'static Ground) -> Result<()> {
         &["--volume", "/anonymous"],
         &["--tmpfs", "/memory"],
         &["--network", "host"],
+        &["--network", "bridge"],
         &["--pid", "host"],
         &["--userns", "host"],
         &["--userns", "keep-id"],

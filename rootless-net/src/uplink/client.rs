@@ -21,7 +21,7 @@ pub(super) const SOCKET: &str = "control";
 /// The file that the uplink's namespace is mounted on.
 pub(super) const ANCHOR: &str = "netns";
 
-/// Held by whoever starts or ends a supervisor. Never removed, since somebody may wait for it.
+/// Held by whoever starts or ends a supervisor.
 pub(super) const LOCK: &str = "lock";
 
 /// Why the uplink could not do what was asked.
@@ -198,11 +198,6 @@ pub(super) fn connect_or_start(config: &UplinkConfig) -> Result<Uplink, UplinkEr
     if let Some(uplink) = connect_running(&place)? {
         return Ok(uplink);
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&place)
-        .attempt(|| format!("make {}", place.display()))?;
     // Held by one starter at a time, and by a supervisor that is about to end.
     let lock = lock(&place)?;
     if let Some(uplink) = connect_running(&place)? {
@@ -213,15 +208,42 @@ pub(super) fn connect_or_start(config: &UplinkConfig) -> Result<Uplink, UplinkEr
     connect_running(&place)?.ok_or(UplinkError::Lost)
 }
 
-/// Waits for the lock of an uplink's directory.
+/// Waits for the lock of an uplink's directory, which is made where it is missing.
 pub(super) fn lock(place: &Path) -> SysResult<OwnedFd> {
     let path = place.join(LOCK);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let lock = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-        .attempt(|| format!("open {}", path.display()))?;
-    rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
-        .attempt(|| format!("lock {}", path.display()))?;
-    Ok(lock)
+    loop {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(place)
+            .attempt(|| format!("make {}", place.display()))?;
+        let lock = match rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR) {
+            // A supervisor that ends takes the directory along.
+            Err(Errno::NOENT) => continue,
+            opened => opened.attempt(|| format!("open {}", path.display()))?,
+        };
+        rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive))
+            .attempt(|| format!("lock {}", path.display()))?;
+        if is_at(&lock, &path) {
+            return Ok(lock);
+        }
+    }
+}
+
+/// Whether the file at `path` is this one still.
+pub(super) fn is_at(file: &OwnedFd, path: &Path) -> bool {
+    match (rustix::fs::fstat(file), rustix::fs::stat(path)) {
+        (Ok(held), Ok(there)) => (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino),
+        _ => false,
+    }
+}
+
+/// Removes an uplink's directory and what is in it. Its lock must be held; whoever waits for that makes
+/// the directory anew.
+pub(super) fn remove_place(place: &Path) -> SysResult<()> {
+    namespace::release(&place.join(ANCHOR));
+    std::fs::remove_dir_all(place).attempt(|| format!("remove {}", place.display()))
 }
 
 /// The supervisor's listening socket.
@@ -269,10 +291,7 @@ pub(super) fn leftovers(config: &UplinkConfig) -> SysResult<Vec<PathBuf>> {
         let path = entry
             .attempt(|| format!("read {}", config.dir.display()))?
             .path();
-        let used = [SOCKET, ANCHOR]
-            .iter()
-            .any(|name| std::fs::symlink_metadata(path.join(name)).is_ok());
-        if used && matches!(connect_running(&path), Ok(None)) && !is_locked(&path) {
+        if path.is_dir() && matches!(connect_running(&path), Ok(None)) && !is_locked(&path) {
             found.push(path);
         }
     }
@@ -291,14 +310,7 @@ pub(super) fn remove_leftover(dir: &Path) -> SysResult<()> {
     if !matches!(connect_running(dir), Ok(None)) {
         return Ok(());
     }
-    namespace::release(&dir.join(ANCHOR));
-    let socket = dir.join(SOCKET);
-    match std::fs::remove_file(&socket) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).attempt(|| format!("remove {}", socket.display()));
-        }
-        _ => {}
-    }
+    remove_place(dir)?;
     drop(lock);
     Ok(())
 }

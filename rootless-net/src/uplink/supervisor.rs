@@ -17,7 +17,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use selkie_sys::clone::{Side, exit_now, fork};
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
-use super::client::{self, ANCHOR, LOCK, SOCKET};
+use super::client::{self, ANCHOR, LOCK};
 use super::connector::{Connector, Dedicated};
 use super::namespace::{self, failure};
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
@@ -676,13 +676,15 @@ impl Supervisor {
             return false;
         }
         let path = self.place.join(LOCK);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let Ok(lock) = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR) else {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let Ok(lock) = rustix::fs::open(&path, flags, Mode::empty()) else {
             // The directory is gone, so nobody can find this one.
             namespace::release(&self.place.join(ANCHOR));
             return true;
         };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err()
+            || !client::is_at(&lock, &path)
+        {
             self.idle_since = Some(Instant::now());
             return false;
         }
@@ -691,11 +693,10 @@ impl Supervisor {
             self.idle_since = None;
             return false;
         }
-        // Who connects from here on hears the end and starts over.
-        let _ = std::fs::remove_file(self.place.join(SOCKET));
         self.trunk = None;
-        namespace::release(&self.place.join(ANCHOR));
-        // The lock's file stays: somebody may wait for it.
+        // Who connects from here on hears the end and starts over. What cannot be removed is found by
+        // `system check`.
+        let _ = client::remove_place(&self.place);
         true
     }
 }

@@ -44,7 +44,8 @@ impl Wiring {
         let mut inside = Netlink::open_in(namespace)?;
         let mut has_default = (false, false);
         for (attachment, network) in attachments {
-            self.connect_one(container, attachment, network, namespace)?;
+            let is_there = inside.index_of(attachment.interface.as_str())?.is_some();
+            self.connect_one(container, attachment, network, is_there, namespace)?;
             let index = inside
                 .index_of(attachment.interface.as_str())?
                 .ok_or_else(|| {
@@ -58,12 +59,13 @@ impl Wiring {
         Ok(())
     }
 
-    /// The uplink's side of one attachment.
+    /// The uplink's side of one attachment. `is_there`: the container has its side.
     fn connect_one(
         &mut self,
         container: &str,
         attachment: &Attachment,
         network: &Network,
+        is_there: bool,
         namespace: BorrowedFd<'_>,
     ) -> SysResult<()> {
         let bridge = match network.kind {
@@ -71,8 +73,11 @@ impl Wiring {
             Kind::Bridge => Some(self.bridge(network)?),
         };
         let name = uplink_end(container, network);
-        if self.netlink.index_of(name.as_str())?.is_some() {
-            return Ok(());
+        match self.netlink.index_of(name.as_str())? {
+            Some(_) if is_there => return Ok(()),
+            // Of the container's run before, whose namespace the kernel has not got round to yet.
+            Some(index) => self.netlink.batch(vec![Request::remove_link(index)])?,
+            None => {}
         }
         self.netlink.batch(vec![Request::veth(
             &name,
