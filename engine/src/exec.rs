@@ -13,13 +13,14 @@ use selkie_runtime::launch::{Launched, Stdio};
 use selkie_sys::clone::{Side, exit_now, fork};
 use selkie_userns::IdMaps;
 
+use crate::Engine;
 use crate::container::merge::set_env;
 use crate::container::{ContainerConfig, ContainerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::monitor::{StartReport, open_null};
 use crate::options::NetworkMode;
+use crate::spec::{self, NetworkSpace};
 use crate::state::{Observed, RunState};
-use crate::{Engine, spec};
 
 /// What `exec` takes.
 #[derive(Debug, Clone, Default)]
@@ -141,9 +142,12 @@ impl Engine {
             &IdMaps::default(),
             &self.pause.host_maps,
             &[],
-            match config.options.network {
-                NetworkMode::Host => Network::Host,
-                _ => Network::Own,
+            NetworkSpace {
+                namespace: match config.options.network {
+                    NetworkMode::Host => Network::Host,
+                    _ => Network::Own,
+                },
+                ping: false,
             },
         )?;
         Ok((state, spec))

@@ -38,6 +38,7 @@ use selkie_sys::signal_queue::{SignalName, SignalQueue};
 use serde::{Deserialize, Serialize};
 
 use crate::Engine;
+use crate::EngineConfig;
 use crate::attach::{ServerEnd, listen};
 use crate::container::etc_files::{EtcFiles, Names, Surroundings};
 use crate::container::merge::{Login, host_name};
@@ -51,11 +52,11 @@ use crate::layout::open_dir;
 use crate::log_writer::LogWriter;
 use crate::network::{connect, own_connector};
 use crate::options::{MountSource, NetworkMode, PidMode};
+use crate::spec::{self, NetworkSpace};
 use crate::state::{self, RunState, boot_id, now};
 use crate::system::processes::kill_all_in;
 use crate::uplink::{KeptTie, Tie};
 use crate::volume::content::{self, FirstUse};
-use crate::{EngineConfig, spec};
 use relay::{Client, Relay, Streams};
 
 /// Everything the forked child starts with.
@@ -286,7 +287,10 @@ impl<'e> Monitor<'e> {
             &launch.maps,
             &engine.pause.host_maps,
             &etc,
-            network,
+            NetworkSpace {
+                namespace: network,
+                ping: connection.is_none(),
+            },
         )?;
         let presenter = selkie_storage::presenter::choose(None)?;
         let (stdio, streams) = self.stdio()?;
@@ -337,7 +341,7 @@ impl<'e> Monitor<'e> {
             database,
         } = aside?;
         if let Some(tie) = &mut tie {
-            for warning in tie.finish(launched.identity.pid, launched.pidfd.as_fd())? {
+            for warning in tie.finish(launched.pidfd.as_fd())? {
                 tracing::warn!("{warning}");
             }
         }

@@ -14,6 +14,13 @@ use crate::options::{MountOption, MountSource, PidMode, SeccompOption};
 /// Writable memory on a read-only root, as Podman's `--read-only-tmpfs`.
 const READ_ONLY_TMPFS: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
 
+/// Where the container's network is.
+pub(crate) struct NetworkSpace {
+    pub namespace: Network,
+    /// Nobody connects it who would allow to ping.
+    pub ping: bool,
+}
+
 /// The spec. `maps` are the container's (to the pause namespace), `pause_maps` that one's own (to the
 /// host), `etc` (file, path in the container) pairs to bind.
 ///
@@ -26,7 +33,7 @@ pub(crate) fn build(
     maps: &IdMaps,
     pause_maps: &IdMaps,
     etc: &[(PathBuf, &'static str)],
-    network: Network,
+    network: NetworkSpace,
 ) -> Result<Spec> {
     let options = &config.options;
     let mut mounts = Vec::with_capacity(etc.len() + options.mounts.len() + READ_ONLY_TMPFS.len());
@@ -60,7 +67,8 @@ pub(crate) fn build(
         read_only_root: options.read_only,
         cap_add: options.cap_add.clone(),
         cap_drop: options.cap_drop.clone(),
-        network,
+        ping: network.ping,
+        network: network.namespace,
         pid: match options.pid {
             PidMode::Private => PidNamespace::Private,
             PidMode::Host => PidNamespace::Host,

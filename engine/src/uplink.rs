@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use selkie_net::uplink::{self, Uplink, UplinkConfig, UplinkError};
+use selkie_sys::errno::Attempt;
 
 use crate::EngineConfig;
 use crate::error::Result;
@@ -40,6 +41,8 @@ pub(crate) struct Tie {
     config: UplinkConfig,
     plan: Connection,
     uplink: Uplink,
+    /// The container's, once it exists. Its path in `/proc` is closed to us until its command runs.
+    namespace: Option<OwnedFd>,
 }
 
 impl Tie {
@@ -50,6 +53,7 @@ impl Tie {
             config,
             plan,
             uplink,
+            namespace: None,
         })
     }
 
@@ -59,6 +63,10 @@ impl Tie {
         namespace: BorrowedFd<'_>,
         init: BorrowedFd<'_>,
     ) -> std::result::Result<(), UplinkError> {
+        let kept = namespace
+            .try_clone_to_owned()
+            .attempt(|| "duplicate a descriptor")?;
+        self.namespace = Some(kept);
         for _ in 0..ATTEMPTS {
             let Connection {
                 member,
@@ -80,15 +88,14 @@ impl Tie {
     /// Waits until it is, and gives what the user should be told.
     pub(crate) fn finish(
         &mut self,
-        pid: i32,
         init: BorrowedFd<'_>,
     ) -> std::result::Result<Vec<String>, UplinkError> {
-        match self.uplink.finish() {
-            Err(UplinkError::Lost) => {}
-            other => return other,
-        }
-        // It died under the request: the next one is asked from the start.
-        let (uplink, warnings) = attach(&self.config, &self.plan, pid, init)?;
+        let namespace = match (self.uplink.finish(), &self.namespace) {
+            (Err(UplinkError::Lost), Some(namespace)) => namespace,
+            (other, _) => return other,
+        };
+        // It ended under the request: the next one is asked from the start.
+        let (uplink, warnings) = attach_to(&self.config, &self.plan, namespace.as_fd(), init)?;
         self.uplink = uplink;
         Ok(warnings)
     }
@@ -103,14 +110,23 @@ pub(crate) fn attach(
 ) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
     let path = format!("/proc/{pid}/ns/net");
     let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|errno| selkie_sys::SysError::new(format!("open {path}"), errno))?;
+        .attempt(|| format!("open {path}"))?;
+    attach_to(config, plan, namespace.as_fd(), init)
+}
+
+fn attach_to(
+    config: &UplinkConfig,
+    plan: &Connection,
+    namespace: BorrowedFd<'_>,
+    init: impl AsFd,
+) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
     for _ in 0..ATTEMPTS {
         let mut uplink = uplink::connect(config)?;
         match uplink.attach(
             &plan.member,
             &plan.networks,
             plan.dedicated.as_ref(),
-            namespace.as_fd(),
+            namespace,
             init.as_fd(),
         ) {
             Err(UplinkError::Lost) => {}

@@ -22,8 +22,8 @@
 //! - The *services* ([`services`]) answer names and relay published ports. They read what strangers
 //!   send, so they are confined: no files but `resolv.conf`, no programs.
 //!
-//! The supervisor is started by the first command that needs it ([`connect`]) and ends a minute after
-//! its last container. It keeps nothing on disk: the engine says what a container has, and says it again
+//! The supervisor is started by the first command that needs it ([`connect`]) and ends ten seconds
+//! after its last container. It keeps nothing on disk: the engine says what a container has, and says it again
 //! when asked to. The namespace is kept by a mount of itself in the pause process's mount namespace, so
 //! a supervisor that is killed leaves it and all links in it to its successor. Everyone who needs the
 //! uplink holds a connection to the supervisor, whose end tells them to find the successor and to

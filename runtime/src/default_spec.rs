@@ -70,6 +70,9 @@ pub struct DefaultSpec {
     pub cap_drop: Vec<String>,
     /// Network namespace.
     pub network: Network,
+    /// In a network namespace of its own, group 0 may ping (Podman's default); otherwise that is left to
+    /// whoever connects it.
+    pub ping: bool,
     /// PID namespace.
     pub pid: PidNamespace,
     /// (container ID, caller's ID, count).
@@ -320,7 +323,11 @@ impl DefaultSpec {
         linux
             .set_uid_mappings(Some(id_mappings(&self.uid_maps)))
             .set_gid_mappings(Some(id_mappings(&self.gid_maps)))
-            .set_sysctl(Some(sysctls(self.sysctls, &self.network, self.pid)))
+            .set_sysctl(Some(sysctls(
+                self.sysctls,
+                self.ping && self.network == Network::Own,
+                self.pid,
+            )))
             .set_resources(None)
             .set_namespaces(Some(namespaces(&self.network, self.pid)))
             .set_masked_paths(Some(masked))
@@ -455,17 +462,17 @@ fn id_mappings(maps: &[(u32, u32, u32)]) -> Vec<LinuxIdMapping> {
     maps.iter().map(mapping).collect()
 }
 
-/// What was asked for, and in a network namespace of its own Podman's default: group 0 may ping, since
-/// raw sockets need a capability that containers do not have. Only through a `/proc` of its own, which
+/// What was asked for, and with `ping` that group 0 may ping, since raw sockets need a capability that
+/// containers do not have. Only through a `/proc` of its own, which
 /// a container in the host's PID namespace has not.
 fn sysctls(
     asked: BTreeMap<String, String>,
-    network: &Network,
+    ping: bool,
     pid: PidNamespace,
 ) -> HashMap<String, String> {
     const PING: &str = "net.ipv4.ping_group_range";
     let mut sysctls: HashMap<String, String> = asked.into_iter().collect();
-    if *network == Network::Own && pid == PidNamespace::Private {
+    if ping && pid == PidNamespace::Private {
         let spelled_otherwise = PING.replace('.', "/");
         if !sysctls.contains_key(&spelled_otherwise) {
             sysctls.entry(PING.into()).or_insert_with(|| "0 0".into());

@@ -7,6 +7,7 @@
 //! ([`Dedicated`]), which ends with the container.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -62,8 +63,8 @@ pub enum Dedicated {
 enum Kind {
     UplinkPasta(Program, Features),
     UplinkSlirp4netns(Program),
-    /// And a private directory for its API socket.
-    Dedicated(Dedicated, PathBuf),
+    /// And where its API socket is, while it has one.
+    Dedicated(Dedicated, ApiSocket),
 }
 
 #[derive(Debug)]
@@ -123,10 +124,10 @@ impl Connector {
         Ok(Self::new(kind, namespace, warnings))
     }
 
-    /// For one container; `dir` is private.
-    pub(super) fn dedicated(dedicated: Dedicated, namespace: OwnedFd, dir: &Path) -> Self {
+    /// For one container, given by its ID.
+    pub(super) fn dedicated(dedicated: Dedicated, namespace: OwnedFd, container: &str) -> Self {
         Self::new(
-            Kind::Dedicated(dedicated, dir.to_owned()),
+            Kind::Dedicated(dedicated, ApiSocket::of(container)),
             namespace,
             Vec::new(),
         )
@@ -189,15 +190,17 @@ impl Connector {
                     options,
                     ports,
                 },
-                dir,
+                socket,
             ) => {
                 let options = options.parse().unwrap_or_default();
-                let socket = dir.join(SLIRP_SOCKET);
+                if !ports.is_empty() {
+                    socket.make_place()?;
+                }
                 slirp4netns::start(
                     &at(program)?,
                     &options,
                     slirp4netns::LIMITS,
-                    (!ports.is_empty()).then_some(socket.as_path()),
+                    (!ports.is_empty()).then_some(socket.path.as_path()),
                     DEDICATED_INTERFACE,
                     &around,
                 )
@@ -235,17 +238,18 @@ impl Connector {
 
     /// What slirp4netns publishes only when it runs.
     fn publish(&self) -> Result<(), Failure> {
-        let Kind::Dedicated(Dedicated::Slirp4netns { options, ports, .. }, dir) = &self.kind else {
+        let Kind::Dedicated(Dedicated::Slirp4netns { options, ports, .. }, socket) = &self.kind
+        else {
             return Ok(());
         };
         if ports.is_empty() {
             return Ok(());
         }
         let options: slirp4netns::Options = options.parse().unwrap_or_default();
-        let socket = dir.join(SLIRP_SOCKET);
-        let published = slirp4netns::api::publish(&socket, ports, options.addresses().container);
+        let container = options.addresses().container;
+        let published = slirp4netns::api::publish(&socket.path, ports, container);
         // Nobody else is to ask it for anything.
-        let _ = std::fs::remove_file(&socket);
+        socket.remove();
         published.map_err(|error| Failure {
             message: error.to_string(),
             hint: None,
@@ -358,8 +362,46 @@ impl Connector {
     }
 }
 
-/// Name of slirp4netns's API socket. Short: a socket's path may have 107 bytes only.
-const SLIRP_SOCKET: &str = "slirp";
+/// slirp4netns's API socket, in a private directory of its own. In `/tmp`, since its path may have 107
+/// bytes only and a home's may have more.
+#[derive(Debug)]
+struct ApiSocket {
+    path: PathBuf,
+}
+
+impl ApiSocket {
+    fn of(container: &str) -> Self {
+        Self {
+            path: PathBuf::from(format!("/tmp/selkie-{container}/api")),
+        }
+    }
+
+    fn make_place(&self) -> SysResult<()> {
+        let Some(dir) = self.path.parent() else {
+            return Ok(());
+        };
+        // Of a run before that was killed.
+        self.remove();
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(dir)
+            .attempt(|| format!("make {}", dir.display()))
+    }
+
+    /// What cannot be removed is not ours.
+    fn remove(&self) {
+        let _ = std::fs::remove_file(&self.path);
+        if let Some(dir) = self.path.parent() {
+            let _ = std::fs::remove_dir(dir);
+        }
+    }
+}
+
+impl Drop for ApiSocket {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
 
 /// The uplink's own place in the connector's world.
 fn uplink_addresses() -> pasta::uplink::Uplink {

@@ -22,6 +22,7 @@ use super::connector::{Connector, Dedicated};
 use super::namespace::{self, failure};
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
 use super::trunk::Trunk;
+use super::wiring::open_container;
 use super::{UplinkConfig, UplinkError};
 use crate::member::Member;
 use crate::netlink::RouteChanges;
@@ -31,7 +32,7 @@ use crate::network::Network;
 const PROCESS_NAME: &std::ffi::CStr = c"selkie-uplink";
 
 /// How long a supervisor stays after its last container and its last client.
-const LINGER: Duration = Duration::from_secs(60);
+const LINGER: Duration = Duration::from_secs(10);
 
 /// How long a request waits for the connector at most.
 const CONNECTOR_PATIENCE: Duration = Duration::from_secs(3);
@@ -417,7 +418,9 @@ impl Supervisor {
                 .and_then(|old| old.connector)
                 .filter(|connector| connector.is(&dedicated));
             connected.connector = Some(same.unwrap_or_else(|| {
-                let mut connector = Connector::dedicated(dedicated, namespace, &self.place);
+                // For what it does to the namespace; without it there is no ping.
+                let _ = open_container(namespace.as_fd());
+                let mut connector = Connector::dedicated(dedicated, namespace, &container);
                 connector.start();
                 connector
             }));
