@@ -268,13 +268,26 @@ fn inwards(hosts: &Hosts, login: &Login, mode: Mode) -> Result<()> {
     let port = if mode == Host { INSIDE } else { OUTSIDE };
     let wire = hosts.wire_path();
     let mut row = Row::default();
+    let old_pasta = mode == Pasta && pasta_is_old(login)?;
     for &family in mode.published_families() {
         for (protocol, verb) in PROTOCOLS {
             let name = format!("{protocol} {}", FAMILIES[family]);
+            if old_pasta && protocol == "UDP" && family == 1 {
+                println!("{mode:?}: {name}: left out: this version of pasta loses it");
+                continue;
+            }
             // The client's own address.
             let seen = hosts.ask(Side::Far, &[verb, HOST[family], port]);
             row.cell(&format!("{name} from far"), is(seen, FAR[family]));
             for address in [["127.0.0.1", "::1"][family], HOST[family]] {
+                // Answers to the loopback go to the address that stands for it, which is closed.
+                let closed = mode == Slirp4netns || old_pasta;
+                if closed && protocol == "UDP" && address == "127.0.0.1" {
+                    println!(
+                        "{mode:?}: {name} from {address}: left out: the program drops answers"
+                    );
+                    continue;
+                }
                 let seen = login.program(wire, &[verb, address, port]).run()?.ok();
                 row.cell(
                     &format!("{name} from the login to {address}"),
@@ -284,6 +297,12 @@ fn inwards(hosts: &Hosts, login: &Login, mode: Mode) -> Result<()> {
         }
     }
     row.end()
+}
+
+/// Whether the installed pasta is one of before August 2024.
+fn pasta_is_old(login: &Login) -> Result<bool> {
+    let lacks = login.ok(&["info", "--format", "{{json .Selkie.Network.PastaLacks}}"])?;
+    Ok(lacks.contains("--map-guest-addr"))
 }
 
 fn names(_: &Hosts, login: &Login, mode: Mode) -> Result<()> {
@@ -323,6 +342,8 @@ fn bulk(hosts: &Hosts, login: &Login, mode: Mode) -> Result<()> {
     let port = if mode == Host { INSIDE } else { OUTSIDE };
     let mut row = Row::default();
     for family in 0..2 {
+        // libslirp's router advertisement may take a while.
+        server.exec(&["wire", "who", WORLD[family], PORT])?;
         for verb in ["send", "receive"] {
             let done = server.exec(&["wire", verb, WORLD[family], PORT, BULK]);
             row.cell(&format!("{verb} out {}", FAMILIES[family]), is(done, "ok"));
