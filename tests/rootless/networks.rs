@@ -21,6 +21,7 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
         ground.trial("networks::refusals", refusals),
         ground.trial("networks::containers_in_networks", containers_in_networks),
         ground.trial("networks::connect_and_disconnect", connect_and_disconnect),
+        ground.trial("networks::change_while_it_runs", change_while_it_runs),
         ground.trial(
             "networks::removal_of_networks_in_use",
             removal_of_networks_in_use,
@@ -481,6 +482,48 @@ fn connect_and_disconnect(ground: &'static Ground) -> Result<()> {
         "no network",
     )?;
     Ok(())
+}
+
+/// Interfaces, routes, `/etc/resolv.conf` and names follow at once; a container that changed its own
+/// `resolv.conf` keeps it.
+fn change_while_it_runs(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    login.ok(&["network", "create", "--subnet", SUBNET, "one"])?;
+    login.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "db",
+        "--network",
+        "one",
+        "busybox",
+        "sleep",
+        "10000",
+    ])?;
+    login.ok(&["run", "-d", "--name", "c", "busybox", "sleep", "10000"])?;
+    let inside = |command: &str| login.ok(&["exec", "c", "sh", "-c", command]);
+    let resolv_conf = || inside("cat /etc/resolv.conf");
+    let first = resolv_conf()?;
+    ensure!(!first.contains("172.29.77.1"), "{first}");
+    login.ok(&["network", "connect", "one", "c"])?;
+    let interfaces = inside("ls /sys/class/net | sort | xargs")?;
+    expect_eq(interfaces, "eth0 eth1 lo")?;
+    expect_contains(resolv_conf()?, "nameserver 172.29.77.1")?;
+    expect_contains(inside("nslookup db")?, "172.29.77.")?;
+    expect_contains(inside("cat /etc/hosts")?, "172.29.77.")?;
+    login.ok(&["network", "disconnect", "selkie", "c"])?;
+    expect_contains(inside("ip route")?, "default via 172.29.77.1 dev eth1")?;
+    expect_contains(inside("nslookup db")?, "172.29.77.")?;
+    login.ok(&["network", "connect", "selkie", "c"])?;
+    login.ok(&["network", "disconnect", "one", "c"])?;
+    expect_eq(resolv_conf()?, first)?;
+    ensure!(inside("nslookup db 2>&1; true")?.contains("can't find"));
+    inside("echo nameserver 192.0.2.53 >/etc/resolv.conf")?;
+    login.ok(&["network", "connect", "one", "c"])?;
+    expect_eq(resolv_conf()?, "nameserver 192.0.2.53")?;
+    login.ok(&["rm", "--force", "--time", "0", "c", "db"])?;
+    login.ok(&["network", "rm", "one"])?;
+    login.is_clean()
 }
 
 fn removal_of_networks_in_use(ground: &'static Ground) -> Result<()> {

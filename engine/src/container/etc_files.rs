@@ -373,21 +373,44 @@ pub(crate) fn change_hosts_file(
     removed: &[IpAddr],
     names: &[&str],
 ) -> Result<()> {
-    let path = container.join("etc/hosts");
+    let old = read_file(&container.join("etc/hosts"))?;
+    rewrite(
+        container,
+        "hosts",
+        &change_hosts(&old, added, removed, names),
+    )
+}
+
+/// `/etc/resolv.conf` of a running container whose networks have changed. One that says something else
+/// than it was given stays as it is.
+pub(crate) fn change_resolv_conf_file(
+    container: &Path,
+    network: &NetworkMode,
+    (before, after): (&Surroundings, &Surroundings),
+    options: &NameOptions,
+) -> Result<()> {
+    let given = resolv_conf(network, before, options)?;
+    let present = read_file(&container.join("etc/resolv.conf"))?;
+    match resolv_conf(network, after, options)? {
+        Some(new) if given.is_some_and(|given| given == present) => {
+            rewrite(container, "resolv.conf", &new)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes into a file that is mounted in a running container, if there is one.
+fn rewrite(container: &Path, name: &str, text: &str) -> Result<()> {
+    let path = container.join("etc").join(name);
     let attempt = || format!("write {}", path.display());
-    let file = match rustix::fs::open(
-        &path,
-        OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
+    let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
         Ok(file) => file,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(Error::machine(attempt(), errno)),
     };
-    let old = read_file(&path)?;
-    let new = change_hosts(&old, added, removed, names);
     rustix::fs::ftruncate(&file, 0)
-        .and_then(|()| write_all(file.as_fd(), new.as_bytes()))
+        .and_then(|()| write_all(file.as_fd(), text.as_bytes()))
         .map_err(|errno| Error::machine(attempt(), errno))
 }
 

@@ -15,7 +15,7 @@ use super::lease::{self, Holder};
 use super::uplink_calls::{self, Live};
 use crate::Engine;
 use crate::container::create::is_active;
-use crate::container::etc_files::change_hosts_file;
+use crate::container::etc_files::{Surroundings, change_hosts_file, change_resolv_conf_file};
 use crate::container::list::no_such_container;
 use crate::container::{ContainerConfig, ContainerId};
 use crate::database::Durability;
@@ -35,6 +35,7 @@ impl Engine {
     /// another `--network` mode, or asks for what cannot be.
     pub fn connect_network(&mut self, id: &ContainerId, mut request: NetworkRequest) -> Result<()> {
         let held = self.hold(id)?;
+        let before = self.connection(id)?;
         let config = &self.config;
         let (network, added, names) = self.database.write(Durability::PowerCut, |transaction| {
             let (name, mut stored) = stored(transaction, id)?;
@@ -81,7 +82,22 @@ impl Engine {
                 tracing::warn!("take {id} out of network {} again: {error}", network.name);
             }
         })?;
-        self.change_hosts(id, &added, true, &names)
+        self.change_hosts(id, &added, true, &names)?;
+        self.change_resolv_conf(id, before.as_ref())
+    }
+
+    /// After a change of a running container's networks, which were `before`.
+    fn change_resolv_conf(&self, id: &ContainerId, before: Option<&Connection>) -> Result<()> {
+        let (Some(before), Some(after)) = (before, self.connection(id)?) else {
+            return Ok(());
+        };
+        let options = self.container(id)?.config.options;
+        change_resolv_conf_file(
+            &self.config.container_dir(id),
+            &options.network,
+            (&Surroundings::of(before), &Surroundings::of(&after)),
+            &options.names,
+        )
     }
 
     fn change_hosts(
@@ -131,6 +147,7 @@ impl Engine {
         };
         // Its lease goes last, so that nobody has the address while this one still answers to it.
         if let (Held::Running(init), Some(removed)) = (&held, &place.attachment) {
+            let before = self.connection(id)?;
             let removed = removed.clone();
             self.forget_request(id, &network.name)?;
             let told = self.tell(id, *init, |config, live| {
@@ -150,6 +167,7 @@ impl Engine {
             }
             let names = own_names(id, &container.name, &container.config);
             self.change_hosts(id, &removed, false, &names)?;
+            self.change_resolv_conf(id, before.as_ref())?;
         }
         self.forget(id, &network.name)
     }
