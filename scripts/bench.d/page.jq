@@ -60,7 +60,7 @@ def cell: gsub("\\|"; "\\|");
   (.rows[] | select(.table == "traffic") | .unit as $unit
    | "| \(.what) | \(.ours | shown($unit)) | \(.peer_who) | \(.peer | shown($unit)) | \(.ratio | ratio) | \(.host | shown($unit)) | \(.target) | \(.verdict) |"),
   "",
-  "More is better. One TCP connection for the rates, counted by who receives, until all has arrived; four",
+  "More is better. One TCP connection for the rates, counted by who receives; four",
   "clients at once for connections, each connection asking for one byte. Out: from a container to the second",
   "host. In: from there to a published port. Plain host: the same without a container. Both ends are one",
   "program (`scripts/bench.d/traffic.c`) and share the machine\u0027s processors with whatever carries the packets.",

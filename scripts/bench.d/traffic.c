@@ -3,7 +3,7 @@
  * statically, so that it runs in any container.
  *
  *   traffic serve PORT                     serves until killed
- *   traffic upload HOST PORT MILLISECONDS  Mbit/s that arrive at the server, over one connection
+ *   traffic upload HOST PORT MILLISECONDS  Mbit/s that arrive at the server in that time, over one connection
  *   traffic download HOST PORT MILLISECONDS   Mbit/s that arrive here
  *   traffic connect HOST PORT MILLISECONDS    connections per second: four at a time, each asks for a
  *                                             byte and gets it
@@ -17,6 +17,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -33,6 +34,12 @@ enum { WORKERS = 4, CHUNK = 128 * 1024 };
 
 static char chunk[CHUNK];
 
+/* What the server saw of an upload; both ends are the same machine. */
+struct upload_result {
+    uint64_t bytes;
+    double seconds;
+};
+
 static void fail(const char *format, ...)
 {
     int number = errno;
@@ -43,13 +50,6 @@ static void fail(const char *format, ...)
     va_end(arguments);
     fprintf(stderr, ": %s\n", strerror(number));
     exit(1);
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return time.tv_sec + time.tv_nsec / 1e9;
 }
 
 /* A stuck network is an error, not a long wait. */
@@ -82,20 +82,46 @@ static struct sockaddr_storage address(const char *host, const char *port, sockl
 
 /* ---- server ---------------------------------------------------------------------------------- */
 
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return time.tv_sec + time.tv_nsec / 1e9;
+}
+
+/* True when there is something to read before the deadline. */
+static int readable(int peer, double deadline)
+{
+    struct pollfd poll_for = {.fd = peer, .events = POLLIN};
+    double left = deadline - now();
+    return left > 0 && poll(&poll_for, 1, (int)(left * 1e3) + 1) == 1;
+}
+
 static void serve_one(int peer)
 {
-    uint64_t total = 0;
-    ssize_t got;
+    struct upload_result result = {0};
+    uint32_t milliseconds;
+    double start;
+    ssize_t got = 1;
     char verb;
     limit(peer);
     if (read(peer, &verb, 1) != 1)
         return;
     switch (verb) {
     case 'u':
-        while ((got = read(peer, chunk, sizeof chunk)) > 0)
-            total += got;
-        if (got == 0 && write(peer, &total, sizeof total) != sizeof total)
+        if (recv(peer, &milliseconds, sizeof milliseconds, MSG_WAITALL) != sizeof milliseconds)
             return;
+        start = now();
+        while (got > 0 && readable(peer, start + milliseconds / 1e3)) {
+            got = read(peer, chunk, sizeof chunk);
+            result.bytes += got > 0 ? got : 0;
+        }
+        result.seconds = now() - start;
+        if (got <= 0 || write(peer, &result, sizeof result) != sizeof result)
+            return;
+        /* Closed while something is unread, the connection would be reset, and the result with it. */
+        while (read(peer, chunk, sizeof chunk) > 0)
+            ;
         break;
     case 'd':
         while (write(peer, chunk, sizeof chunk) > 0)
@@ -169,19 +195,26 @@ static void wait_for(const struct sockaddr_storage *where, socklen_t length)
     fail("nobody serves there");
 }
 
-static void upload(const struct sockaddr_storage *where, socklen_t length, double seconds)
+static void upload(const struct sockaddr_storage *where, socklen_t length, uint32_t milliseconds)
 {
     int peer = dial(where, length, 'u');
+    struct pollfd either = {.fd = peer, .events = POLLIN | POLLOUT};
+    struct upload_result result;
     double start = now();
-    uint64_t total;
-    while (now() - start < seconds)
-        if (write(peer, chunk, sizeof chunk) < 0)
+    if (write(peer, &milliseconds, sizeof milliseconds) != sizeof milliseconds)
+        fail("send");
+    /* The server says when it is enough. */
+    while (poll(&either, 1, 1000) >= 0 && !(either.revents & POLLIN)) {
+        if (now() - start > milliseconds / 1e3 + 10) {
+            errno = ETIMEDOUT;
+            fail("the server's result");
+        }
+        if (either.revents & POLLOUT && send(peer, chunk, sizeof chunk, MSG_DONTWAIT) < 0 && errno != EAGAIN)
             fail("send");
-    shutdown(peer, SHUT_WR);
-    /* What still was in buffers counts, and so does the time it takes. */
-    if (recv(peer, &total, sizeof total, MSG_WAITALL) != sizeof total)
-        fail("the server's total");
-    printf("%.1f\n", total * 8 / 1e6 / (now() - start));
+    }
+    if (recv(peer, &result, sizeof result, MSG_WAITALL) != sizeof result)
+        fail("the server's result");
+    printf("%.1f\n", result.bytes * 8 / 1e6 / result.seconds);
 }
 
 static void download(const struct sockaddr_storage *where, socklen_t length, double seconds)
@@ -317,7 +350,7 @@ int main(int argc, char **argv)
         double seconds = atoi(argv[4]) / 1e3;
         wait_for(&where, length);
         if (!strcmp(verb, "upload"))
-            return upload(&where, length, seconds), 0;
+            return upload(&where, length, atoi(argv[4])), 0;
         if (!strcmp(verb, "download"))
             return download(&where, length, seconds), 0;
         if (!strcmp(verb, "connect"))
