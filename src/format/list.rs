@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(unescape(inside), inside);
         assert_eq!(
             render(Some(r#"{{.ID}}{{"\t"}}x\n"#)).unwrap(),
-            "a\tx\n\nb\tx\n\n"
+            "a\tx\nb\tx\n"
         );
         assert_eq!(unescape("{{ .ID \\n"), "{{ .ID \\n");
     }
