@@ -69,6 +69,8 @@ def cell: gsub("\\|"; "\\|");
   "Sending through pasta is a lottery on so fast a link: pasta (2025-05) lets the container send more than its",
   "own socket towards the host takes, drops the rest, and the container waits for its retransmission timer; the",
   "uplink\u0027s pasta and Podman\u0027s do the same.",
+  "Podman publishes ports with slirp4netns through rootlesskit, which hides the client\u0027s address from the",
+  "container; Selkie through slirp4netns itself, which does not.",
   "`no worse` is met from 0.95 of the peer\u0027s on: pasta against pasta differs by that much from run to run.",
   "" else empty end),
   "## Machine and versions",
