@@ -358,6 +358,10 @@ fn bulk(hosts: &Hosts, login: &Login, mode: Mode) -> Result<()> {
             let done = hosts.ask(Side::Far, &[verb, HOST[family], port, BULK]);
             row.cell(&format!("{verb} in {}", FAMILIES[family]), is(done, "ok"));
         }
+        if mode == Slirp4netns {
+            println!("{mode:?}: many in: left out: the program takes few connections at once");
+            continue;
+        }
         let done = hosts.ask(Side::Far, &["many", HOST[family], port, MANY]);
         row.cell(&format!("many in {}", FAMILIES[family]), is(done, MANY));
     }

@@ -9,8 +9,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
 };
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
@@ -114,6 +114,25 @@ impl Request {
             RouteNetlinkMessage::SetLink(message),
             0,
         )
+    }
+
+    /// Has a bridge forward nothing more from or to one of its ports. Removing the port would make the
+    /// kernel wait for a grace period, with everybody who changes links waiting too.
+    pub fn disable_port(index: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![InfoBridgePort::State(
+                BridgePortState::Disabled,
+            )])),
+        ]));
+        Self::new(
+            format!("disable the bridge port {index}"),
+            RouteNetlinkMessage::NewLink(message),
+            0,
+        )
+        .tolerating(&[Errno::NODEV])
     }
 
     /// Removes a link; its peer goes with it. One that is gone is no failure.

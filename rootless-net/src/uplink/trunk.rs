@@ -149,9 +149,10 @@ impl Trunk {
             container: container.to_owned(),
         });
         for network in networks.iter().filter(|n| n.kind == Kind::Bridge) {
-            // A bridge's port would answer for its address until the kernel gets round to it, when
-            // another container may have that address.
-            let _ = self.wiring.disconnect(container, network);
+            // Another container may have its address before the kernel has removed it.
+            if self.wiring.silence(container, network).is_err() {
+                let _ = self.wiring.disconnect(container, network);
+            }
         }
     }
 

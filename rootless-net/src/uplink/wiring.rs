@@ -113,6 +113,16 @@ impl Wiring {
         }
     }
 
+    /// A container has ended: its place in a bridged network must answer for its address no more, also
+    /// before the kernel gets round to removing it.
+    pub(super) fn silence(&mut self, container: &str, network: &Network) -> SysResult<()> {
+        let name = uplink_end(container, network);
+        match self.netlink.index_of(name.as_str())? {
+            Some(index) => self.netlink.batch(vec![Request::disable_port(index)]),
+            None => Ok(()),
+        }
+    }
+
     /// Takes a network's bridge away.
     pub(super) fn remove_bridge(&mut self, network: &Network) -> SysResult<()> {
         let name = network.bridge();
