@@ -100,19 +100,19 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
         requests.push(Request::local_default(v6, LOOPBACK, table));
     }
     netlink.batch(requests).map_err(failure)?;
-    load_rules(
-        namespace,
-        nft,
-        &format!("destroy table inet selkie\n{RULES}"),
-    )
-    // Before Linux 6.3 and nft 1.0.7 there is no `destroy`; a new namespace has no table to remove.
-    .or_else(|_| {
-        load_rules(
-            namespace,
-            nft,
-            &format!("table inet selkie\ndelete table inet selkie\n{RULES}"),
-        )
+    // Adding it first makes removing it right whether it was there or not.
+    let rules = format!("table inet selkie\ndelete table inet selkie\n{RULES}");
+    load_rules(namespace, nft, &rules)?;
+    netlink::in_namespace(namespace, || {
+        // Connections through pasta and slirp4netns have no kernel's TCP on their other side: what looks
+        // out of window to the tracker is in order, and would be dropped as nobody's.
+        let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
+        if Path::new(path).exists() {
+            write_sysctl(path, "1")?;
+        }
+        Ok(())
     })
+    .map_err(failure)
 }
 
 /// Runs `nft -f -` in the namespace.
