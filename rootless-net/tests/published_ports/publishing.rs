@@ -35,8 +35,13 @@ fn tcp(port: u16) -> PortMapping {
 
 fn refused(machine: &Machine, port: u16) -> bool {
     let to = at(HOST_V4, port);
-    let result = machine.run(|| TcpStream::connect(to));
-    matches!(result, Err(error) if error.kind() == ErrorKind::ConnectionRefused)
+    match machine.run(|| TcpStream::connect(to)) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => true,
+        other => {
+            eprintln!("connecting to {to}: {other:?}");
+            false
+        }
+    }
 }
 
 fn answers(stream: &mut TcpStream) -> bool {
