@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
 
 use selkie_net::forwarder::{Holder, PublishError, Target};
 use selkie_net::port_mapping::{PortMapping, Protocol};
@@ -35,12 +36,17 @@ fn tcp(port: u16) -> PortMapping {
 
 fn refused(machine: &Machine, port: u16) -> bool {
     let to = at(HOST_V4, port);
-    match machine.run(|| TcpStream::connect(to)) {
-        Err(error) if error.kind() == ErrorKind::ConnectionRefused => true,
-        other => {
-            eprintln!("connecting to {to}: {other:?}");
-            false
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match machine.run(|| TcpStream::connect(to)) {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => return true,
+            // Whatever was under way when it was closed may end otherwise.
+            other => eprintln!("connecting to {to}: {other:?}"),
         }
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
