@@ -480,15 +480,16 @@ fn the_program_is_read_only_where_the_login_is(ground: &'static Ground) -> Resul
         ("--userns host", true),
         ("--uidmap 0:1:100 --uidmap 100:0:1", true),
     ] {
+        // Without a network, whose supervisor is for a moment a fork of a monitor.
         // As `run` does it, and as `start` does. The variables come through a pipe, which can be
         // read only once, though the program may be executed twice.
         let name = ground.unique("exposed");
         let before = login.monitors();
         let script = format!(
             "set -e; selkie={}; \
-             echo MARK=here | $selkie create --name {name} --env-file /dev/stdin {mode} busybox sleep 10000; \
+             echo MARK=here | $selkie create --name {name} --network none --env-file /dev/stdin {mode} busybox sleep 10000; \
              $selkie start {name} >&2; \
-             echo MARK=here | $selkie run --detach --env-file /dev/stdin {mode} busybox sleep 10000",
+             echo MARK=here | $selkie run --detach --network none --env-file /dev/stdin {mode} busybox sleep 10000",
             own.display()
         );
         let ids = login.program("sh", &["-c", &script]).run()?.ok()?;
