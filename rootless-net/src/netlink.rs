@@ -6,16 +6,14 @@
 
 mod request;
 
-use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use rustix::io::Errno;
@@ -27,17 +25,6 @@ pub(crate) use request::default_destination;
 
 /// Longest datagram the kernel sends in answer to a dump.
 const ANSWER_SIZE: usize = 64 * 1024;
-
-/// A link as a dump shows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// Its index.
-    pub index: u32,
-    /// Its name.
-    pub name: String,
-    /// The bridge it is a port of, by index.
-    pub bridge: Option<u32>,
-}
 
 /// A conversation with the routing side of one network namespace.
 #[derive(Debug)]
@@ -147,36 +134,6 @@ impl Netlink {
         }
     }
 
-    /// All links.
-    pub fn links(&mut self) -> SysResult<Vec<Link>> {
-        let mut links = Vec::new();
-        self.dump(
-            RouteNetlinkMessage::GetLink(LinkMessage::default()),
-            |message| {
-                let RouteNetlinkMessage::NewLink(link) = message else {
-                    return;
-                };
-                let mut name = None;
-                let mut bridge = None;
-                for attribute in link.attributes {
-                    match attribute {
-                        LinkAttribute::IfName(text) => name = Some(text),
-                        LinkAttribute::Controller(index) => bridge = Some(index),
-                        _ => {}
-                    }
-                }
-                if let Some(name) = name {
-                    links.push(Link {
-                        index: link.header.index,
-                        name,
-                        bridge,
-                    });
-                }
-            },
-        )?;
-        Ok(links)
-    }
-
     /// Whether the main table has a default route, per family (IPv4, IPv6).
     pub fn default_routes(&mut self) -> SysResult<(bool, bool)> {
         let mut found = (false, false);
@@ -204,53 +161,6 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Destinations of all routes of the main table but default ones: the subnets in use.
-    pub fn route_destinations(&mut self) -> SysResult<Vec<ipnet::IpNet>> {
-        let mut found = Vec::new();
-        self.dump(
-            RouteNetlinkMessage::GetRoute(RouteMessage::default()),
-            |message| {
-                let RouteNetlinkMessage::NewRoute(route) = message else {
-                    return;
-                };
-                if route.header.table != RouteHeader::RT_TABLE_MAIN {
-                    return;
-                }
-                let length = route.header.destination_prefix_length;
-                for attribute in route.attributes {
-                    let address: IpAddr = match attribute {
-                        RouteAttribute::Destination(RouteAddress::Inet(address)) => address.into(),
-                        RouteAttribute::Destination(RouteAddress::Inet6(address)) => address.into(),
-                        _ => continue,
-                    };
-                    found.extend(ipnet::IpNet::new(address, length));
-                }
-            },
-        )?;
-        Ok(found)
-    }
-
-    /// All addresses of the link with this index.
-    pub fn addresses(&mut self, index: u32) -> SysResult<Vec<IpAddr>> {
-        let mut found = Vec::new();
-        self.dump(
-            RouteNetlinkMessage::GetAddress(Default::default()),
-            |message| {
-                if let RouteNetlinkMessage::NewAddress(address) = message
-                    && address.header.index == index
-                {
-                    found.extend(address.attributes.into_iter().find_map(
-                        |attribute| match attribute {
-                            AddressAttribute::Address(address) => Some(address),
-                            _ => None,
-                        },
-                    ));
-                }
-            },
-        )?;
-        Ok(found)
-    }
-
     fn dump(
         &mut self,
         message: RouteNetlinkMessage,
@@ -267,10 +177,7 @@ impl Netlink {
                     NetlinkPayload::InnerMessage(message) => each(message),
                     NetlinkPayload::Error(answer) => {
                         let raw = answer.code.map_or(0, |code| code.get().abs());
-                        return Err(SysError::new(
-                            "list links, addresses or routes",
-                            Errno::from_raw_os_error(raw),
-                        ));
+                        return Err(SysError::new("list routes", Errno::from_raw_os_error(raw)));
                     }
                     NetlinkPayload::Done(_) => return Ok(()),
                     _ => {}
