@@ -57,6 +57,12 @@ pub fn command_line(pid: i32) -> String {
         .replace('\0', " ")
 }
 
+/// What it calls itself; empty when it is gone.
+pub fn name(pid: i32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    name.trim_end().to_owned()
+}
+
 /// The process and everything below it.
 pub fn descendants(pid: i32) -> Vec<i32> {
     let all = all();

@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 
 use crate::ground::Ground;
 use crate::login::{Login, eventually, expect_eq};
+use crate::processes;
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     vec![
@@ -20,6 +21,14 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
         ground.trial(
             "spares::dead_ones_are_listed_and_removed",
             dead_ones_are_listed_and_removed,
+        ),
+        ground.trial(
+            "spares::those_online_have_their_own",
+            those_online_have_their_own,
+        ),
+        ground.trial(
+            "spares::those_that_had_company_leave_none",
+            those_that_had_company_leave_none,
         ),
         ground.trial("spares::go_with_their_image", go_with_their_image),
     ]
@@ -49,8 +58,16 @@ fn run_with(login: &Login, options: &[&str], script: &str) -> Result<String> {
     words.extend_from_slice(options);
     words.extend_from_slice(&["busybox", "sh", "-c", script]);
     let said = login.ok(&words).with_context(|| script.to_owned())?;
-    eventually("the monitor has ended", || Ok(login.monitors().is_empty()))?;
+    monitors_have_ended(login)?;
     Ok(said)
+}
+
+/// The uplink of those with a network stays a while.
+fn monitors_have_ended(login: &Login) -> Result<()> {
+    eventually("the monitor has ended", || {
+        let mut monitors = login.monitors().into_iter();
+        Ok(!monitors.any(|pid| processes::name(pid) == "selkie-monitor"))
+    })
 }
 
 /// Leaves exactly one spare.
@@ -171,7 +188,6 @@ fn only_containers_apart_leave_them(ground: &'static Ground) -> Result<()> {
         &["--volume", "/anonymous"],
         &["--tmpfs", "/memory"],
         &["--network", "host"],
-        &["--network", "bridge"],
         &["--pid", "host"],
         &["--userns", "host"],
         &["--userns", "keep-id"],
@@ -198,6 +214,92 @@ fn only_containers_apart_leave_them(ground: &'static Ground) -> Result<()> {
         "a working directory of another container"
     );
     expect_eq(run_with(&login, &["--workdir", "/made"], "pwd")?, "/made")?;
+    login.is_clean()
+}
+
+fn those_online_have_their_own(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    login.ok(&["network", "create", "one"])?;
+    login.ok(&["network", "create", "two"])?;
+    let apart = inode(&leave_one(&login)?)?;
+    let script = "cat /etc/hostname; tail -n 1 /etc/hosts; cat /etc/resolv.conf";
+    let online = |network: &str, name: &str| -> Result<(String, u64)> {
+        let options = ["--network", network, "--name", name, "--hostname", name];
+        let said = run_with(&login, &options, script)?;
+        let found: Vec<PathBuf> = spares(&login)?;
+        let inodes = found.iter().map(inode).collect::<Result<Vec<_>>>()?;
+        let mut others = inodes.iter().filter(|inode| **inode != apart);
+        let other = others.next().context("no spare of one with a network")?;
+        ensure!(others.next().is_none() && found.len() == 2, "{found:?}");
+        Ok((said, *other))
+    };
+    let address = |said: &str, name: &str| -> Result<String> {
+        let line = said.lines().nth(1).context("no last line of hosts")?;
+        let (address, names) = line.split_once('\t').context("an address and names")?;
+        expect_eq(names, name)?;
+        Ok(address.to_owned())
+    };
+    // Files of one network are not seen in the other, also where they are shorter.
+    let (said, spare) = online("one", "a-rather-long-name")?;
+    ensure!(said.starts_with("a-rather-long-name\n"), "{said}");
+    ensure!(said.contains("search dns.selkie"), "{said}");
+    let first = address(&said, "a-rather-long-name")?;
+    let (said, again) = online("two", "b")?;
+    expect_eq(again, spare)?;
+    ensure!(said.starts_with("b\n"), "{said}");
+    ensure!(address(&said, "b")? != first, "{said}");
+    ensure!(!said.contains("rather"), "{said}");
+    let (_, again) = online("bridge", "c")?;
+    expect_eq(again, spare)?;
+    // One without has no resolv.conf, and takes its own kind.
+    ensure!(
+        run(&login, "grep resolv.conf /proc/self/mounts || echo none")? == "none",
+        "a file of a network"
+    );
+    expect_eq(spares(&login)?.len(), 2)?;
+
+    // Files that changed while it ran are not passed on.
+    let wait = ["busybox", "sh", "-c", "until [ -e /sys/class/net/eth1 ]; do sleep 0.01; done"];
+    let mut words = vec!["--rm", "--network", "one", "--name", "moves"];
+    words.extend(wait);
+    let moves = login.detached(&words)?;
+    login.ok(&["network", "connect", "two", "moves"])?;
+    monitors_have_ended(&login)?;
+    drop(moves);
+    expect_eq(spares(&login)?.len(), 1)?;
+    login.ok(&["network", "rm", "one", "two"])?;
+    login.is_clean()
+}
+
+/// Processes of two containers in one network namespace can pass each other descriptors.
+fn those_that_had_company_leave_none(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    for network in ["none", "bridge"] {
+        for is_by_path in [false, true] {
+            let host = login.detached(&["--rm", "--network", network, "busybox", "sleep", "3600"])?;
+            let pid = login.ok(&["inspect", "--format", "{{.State.Pid}}", &host.id])?;
+            let join = if is_by_path {
+                format!("ns:/proc/{pid}/ns/net")
+            } else {
+                format!("container:{}", host.id)
+            };
+            login.ok(&["run", "--rm", "--network", &join, "busybox", "true"])?;
+            login.ok(&["kill", &host.id])?;
+            monitors_have_ended(&login)?;
+            drop(host);
+            ensure!(
+                spares(&login)?.is_empty(),
+                "{network}, joined by {join}: {:?}",
+                spares(&login)
+            );
+        }
+    }
+    // Killed, it would have left one.
+    let alone = login.detached(&["--rm", "--network", "none", "busybox", "sleep", "3600"])?;
+    login.ok(&["kill", &alone.id])?;
+    monitors_have_ended(&login)?;
+    drop(alone);
+    expect_eq(spares(&login)?.len(), 1)?;
     login.is_clean()
 }
 

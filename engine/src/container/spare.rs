@@ -8,8 +8,8 @@
 //! namespace), and the next container of the same key takes it back by a rename.
 //!
 //! *Same key*: same image as presented here and now, same ID maps, same user and working directory
-//! (which may have been made for it), same Selkie. Then layer, owners and mount points are those that
-//! would be made anew.
+//! (which may have been made for it), same files to mount on (`resolv.conf` only with a network), same
+//! Selkie. Then layer, owners and mount points are those that would be made anew.
 //!
 //! *Changed nothing*: [`Seal`]. It is made when the container's process has made all its mounts, and
 //! before it may execute anything, and compared when it has ended. Host name and the like are written anew by every start
@@ -18,8 +18,9 @@
 //! *Nobody is left who could look in.* A descriptor of something in the old root would show the next
 //! container's. The processes in a PID namespace of their own are gone with its init; what remains is
 //! a descriptor they could have passed on. So only containers without a way to do that leave spares:
-//! no mounts from outside (where a socket could lie), no network namespace of others (abstract
-//! sockets), nothing that loosens the default confinement.
+//! no mounts from outside (where a socket could lie), no network namespace that others are in (abstract
+//! sockets; another IP address is no way to pass a descriptor), nothing that loosens the default
+//! confinement. Who joins a container's network namespace later breaks its seal ([`forfeit`]).
 //!
 //! # Crash rules
 //! A spare is an ordinary container directory to everybody who finds it on the way: with a row and a
@@ -32,7 +33,9 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FlockOperation, Mode, RenameFlags, flock};
+use rustix::fs::{
+    AtFlags, FlockOperation, Mode, RenameFlags, Timespec, Timestamps, UTIME_NOW, flock,
+};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use selkie_storage::presenter::{clone_parked_root, clone_root, is_root_parked, park_root};
@@ -111,11 +114,12 @@ fn is_eligible(options: &CreateOptions) -> bool {
         mounts,
         mask,
         names,
+        // Reached by addresses only.
+        ports: _,
+        publish_all: _,
+        expose: _,
         // Ways to others.
         network,
-        ports,
-        publish_all,
-        expose: _,
         pid,
         userns,
         // Loosen the confinement.
@@ -129,9 +133,7 @@ fn is_eligible(options: &CreateOptions) -> bool {
         && mounts.is_empty()
         && mask.is_empty()
         && *names == NameOptions::default()
-        && *network == NetworkMode::None
-        && ports.is_empty()
-        && !publish_all
+        && matches!(network, NetworkMode::None | NetworkMode::Networks(_))
         && *pid == PidMode::Private
         && matches!(
             userns,
@@ -170,8 +172,13 @@ impl Lot {
         };
         let version = env!("CARGO_PKG_VERSION");
         let workdir = config.workdir.replace('/', "+");
+        // With the default names, networks decide whether there is a resolv.conf.
+        let files = match config.options.network {
+            NetworkMode::None => "apart",
+            _ => "online",
+        };
         Ok(Some(Self {
-            key: format!("{version},{root},{workdir},{}", config.user),
+            key: format!("{version},{root},{files},{workdir},{}", config.user),
             root,
             chain_id: chain_id.to_owned(),
             maps: maps.clone(),
@@ -377,6 +384,27 @@ pub(crate) fn remove_directory(path: &Path) -> Result<()> {
         Err(errno) => return Err(failed("unmount", &root)(errno)),
     }
     Ok(remove_tree(path)?)
+}
+
+/// Has the running container `id`, whose network namespace another one is about to enter, leave no spare.
+///
+/// # Errors
+/// The kernel refuses.
+pub(crate) fn forfeit(paths: &EngineConfig, id: &ContainerId) -> Result<()> {
+    let sealed = paths.container_dir(id).join("etc");
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    match rustix::fs::utimensat(rustix::fs::CWD, &sealed, &times, AtFlags::SYMLINK_NOFOLLOW) {
+        // It has ended meanwhile, and with it whoever could pass on something.
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(errno) => Err(failed("touch", &sealed)(errno)),
+    }
 }
 
 /// True for the mount point of a spare, or of a container made from one, that is still there.

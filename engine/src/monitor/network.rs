@@ -1,18 +1,22 @@
 //! Which network namespace a container is started in, and what it is to find there.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use selkie_runtime::default_spec::Network;
+use selkie_sys::namespace::NamespaceKey;
 
 use super::Monitor;
 use crate::container::ContainerId;
 use crate::container::etc_files::Surroundings;
+use crate::container::spare;
 use crate::error::{Error, ErrorKind, Result};
 use crate::network::connect::Connection;
 use crate::network::own_connector::{self, OwnConnector};
 use crate::options::NetworkMode;
 use crate::state::Observed;
+use crate::system::names_in;
 
 impl Monitor<'_> {
     /// What connects the container, and what its files say of it.
@@ -47,7 +51,10 @@ impl Monitor<'_> {
     pub(super) fn network(&self) -> Result<(Network, Option<OwnedFd>)> {
         match &self.launch.config.options.network {
             NetworkMode::Host => Ok((Network::Host, None)),
-            NetworkMode::Namespace(path) => Ok((Network::Existing(path.clone()), None)),
+            NetworkMode::Namespace(path) => {
+                self.forfeit_spare_of(path)?;
+                Ok((Network::Existing(path.clone()), None))
+            }
             NetworkMode::Container(id) => {
                 let namespace = self.network_of(id)?;
                 let path = format!("/proc/self/fd/{}", namespace.as_raw_fd());
@@ -77,6 +84,28 @@ impl Monitor<'_> {
         if !state.init.is_running() {
             return Err(not_running());
         }
+        spare::forfeit(&self.engine.config, &other)?;
         Ok(namespace)
+    }
+
+    /// The namespace may be one of our containers'.
+    fn forfeit_spare_of(&self, path: &Path) -> Result<()> {
+        // One that cannot be looked at cannot be entered either, which is told where it is tried.
+        let Ok(wanted) = NamespaceKey::at(&path.to_string_lossy()) else {
+            return Ok(());
+        };
+        let paths = &self.engine.config;
+        for name in names_in(&paths.containers_dir())? {
+            let Some(id) = ContainerId::parse(&name) else {
+                continue;
+            };
+            if let Ok(Observed::Running(state)) = self.engine.observe(&id)
+                && NamespaceKey::at(&format!("/proc/{}/ns/net", state.init.pid))
+                    .is_ok_and(|key| key == wanted)
+            {
+                spare::forfeit(paths, &id)?;
+            }
+        }
+        Ok(())
     }
 }
