@@ -36,6 +36,7 @@ mod target;
 mod tcp;
 mod udp;
 mod uplink_sockets;
+mod workers;
 
 use std::collections::HashMap;
 use std::io;
@@ -43,7 +44,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -56,6 +57,7 @@ use self::descriptors::{Descriptors, Share};
 use self::listening::Listening;
 use self::publish_error::Refusal;
 use self::relay::Pipes;
+use self::workers::Workers;
 use crate::port_mapping::{PortMapping, Protocol};
 
 /// What clients may use up.
@@ -98,6 +100,8 @@ pub struct Forwarder {
     shared: Shared,
     tables: HostTables,
     containers: HashMap<String, Published>,
+    /// Started with the first TCP port.
+    workers: Option<Arc<Workers>>,
 }
 
 /// What one container has published.
@@ -131,6 +135,7 @@ impl Forwarder {
             },
             tables,
             containers: HashMap::new(),
+            workers: None,
         })
     }
 
@@ -158,7 +163,11 @@ impl Forwarder {
         for (mapping, sockets) in opened {
             let ports = sockets.into_iter().map(|(at, ready, share)| Port {
                 at,
-                task: ready.start(self.shared.clone(), published.target.subscribe()),
+                task: ready.start(
+                    self.shared.clone(),
+                    &mut self.workers,
+                    published.target.subscribe(),
+                ),
                 _share: share,
             });
             let ports: Vec<Port> = ports.collect();
@@ -301,14 +310,15 @@ struct Ready {
 }
 
 enum Registered {
-    Tcp(TcpListener),
+    /// One that listens. Tokio's own type for those accepts for the thread that it listens on only.
+    Tcp(TcpStream),
     Udp(UdpSocket),
 }
 
 impl Ready {
     fn register(listening: Listening, protocol: Protocol) -> Result<Self, Refusal> {
         let socket = match protocol {
-            Protocol::Tcp => TcpListener::from_std(listening.socket.into()).map(Registered::Tcp),
+            Protocol::Tcp => TcpStream::from_std(listening.socket.into()).map(Registered::Tcp),
             Protocol::Udp => UdpSocket::from_std(listening.socket.into()).map(Registered::Udp),
         };
         let attempt = "watch a socket";
@@ -318,10 +328,17 @@ impl Ready {
         })
     }
 
-    fn start(self, shared: Shared, to: Destination) -> JoinHandle<()> {
+    fn start(
+        self,
+        shared: Shared,
+        workers: &mut Option<Arc<Workers>>,
+        to: Destination,
+    ) -> JoinHandle<()> {
         match self.socket {
             Registered::Tcp(socket) => {
-                tokio::spawn(tcp::serve(socket, shared, to, self.container_port))
+                let workers = workers.get_or_insert_with(|| Arc::new(Workers::start()));
+                let workers = workers.clone();
+                tokio::spawn(tcp::serve(socket, shared, workers, to, self.container_port))
             }
             Registered::Udp(socket) => {
                 tokio::spawn(udp::serve(socket, shared, to, self.container_port))

@@ -11,6 +11,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -107,8 +108,14 @@ enum Broken {
     Pump(io::Error),
 }
 
-/// Moves everything from one socket to the other, and then its end.
-async fn pump(from: &TcpStream, to: &TcpStream, pipes: &Pipes) -> Result<(), Broken> {
+/// Moves everything from one socket to the other, and then its end, unless `is_last`: the other
+/// direction has ended before, so that closing the sockets tells it as well.
+async fn pump(
+    from: &TcpStream,
+    to: &TcpStream,
+    pipes: &Pipes,
+    is_last: &AtomicBool,
+) -> Result<(), Broken> {
     loop {
         from.readable().await.map_err(|_| Broken::From)?;
         let mut pipe = pipes.take().map_err(Broken::Pump)?;
@@ -116,8 +123,10 @@ async fn pump(from: &TcpStream, to: &TcpStream, pipes: &Pipes) -> Result<(), Bro
         loop {
             match pipe.fill(from) {
                 Ok(0) => {
-                    // Fails only when that side has been reset, which its own pump finds out.
-                    let _ = rustix::net::shutdown(to, Shutdown::Write);
+                    if !is_last.swap(true, Ordering::Relaxed) {
+                        // Fails only when that side has been reset, which its own pump finds out.
+                        let _ = rustix::net::shutdown(to, Shutdown::Write);
+                    }
                     return Ok(());
                 }
                 Ok(_) => {}
@@ -147,8 +156,9 @@ async fn pump(from: &TcpStream, to: &TcpStream, pipes: &Pipes) -> Result<(), Bro
 
 /// Passes on what both sides say until both have ended, or one is reset.
 pub(super) async fn relay(client: &TcpStream, server: &TcpStream, pipes: &Pipes) {
-    let mut up = pin!(pump(client, server, pipes));
-    let mut down = pin!(pump(server, client, pipes));
+    let is_last = AtomicBool::new(false);
+    let mut up = pin!(pump(client, server, pipes, &is_last));
+    let mut down = pin!(pump(server, client, pipes, &is_last));
     tokio::select! {
         ended = &mut up => rest(ended, client, server, down).await,
         ended = &mut down => rest(ended, server, client, up).await,

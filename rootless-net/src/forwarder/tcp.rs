@@ -3,32 +3,40 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::set_socket_linger;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
 use super::relay::{relay, reset};
 use super::target::Path;
 use super::uplink_sockets::Transport;
+use super::workers::Workers;
 use super::{Destination, Shared};
 
 /// How long accepting pauses when the kernel has no descriptors or memory for more.
 const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Takes connections until it is dropped. Those it took go on without it.
-pub(super) async fn serve(listener: TcpListener, shared: Shared, to: Destination, port: u16) {
+pub(super) async fn serve(
+    listener: TcpStream,
+    shared: Shared,
+    workers: Arc<Workers>,
+    to: Destination,
+    port: u16,
+) {
     loop {
-        match listener.accept().await {
+        match accept(&listener).await {
             Ok((socket, client)) => {
                 // The next ones wait in the kernel until there is room for this one.
                 let Some(share) = shared.descriptors.connection().await else {
                     return;
                 };
                 let (shared, to) = (shared.clone(), to.clone());
-                tokio::spawn(async move {
+                workers.next().spawn(async move {
                     if let Err(error) = forward(socket, client, &shared, to, port).await {
                         tracing::debug!(%client, port, %error, "no connection to the container");
                     }
@@ -45,6 +53,17 @@ pub(super) async fn serve(listener: TcpListener, shared: Shared, to: Destination
     }
 }
 
+/// One that nobody waits for yet: that is for the thread that gets it.
+async fn accept(listener: &TcpStream) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let accept = || Ok(acceptfrom_with(listener, flags)?);
+    let (socket, client) = listener.async_io(Interest::READABLE, accept).await?;
+    // A client that is gone already may have no address.
+    let client = client.and_then(|client| SocketAddr::try_from(client).ok());
+    let client = client.ok_or(io::ErrorKind::ConnectionAborted)?;
+    Ok((socket.into(), client))
+}
+
 fn is_shortage(error: &io::Error) -> bool {
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(
@@ -54,12 +73,13 @@ fn is_shortage(error: &io::Error) -> bool {
 }
 
 async fn forward(
-    near: TcpStream,
+    near: std::net::TcpStream,
     client: SocketAddr,
     shared: &Shared,
     mut to: Destination,
     port: u16,
 ) -> io::Result<()> {
+    let near = TcpStream::from_std(near)?;
     let path = to.borrow().as_ref().and_then(|target| target.path(client));
     let Some(path) = path else {
         reset(&near);
@@ -128,9 +148,35 @@ async fn attempt(
         .sockets
         .transparent(Transport::Stream, source)
         .await?;
-    let connection = TcpSocket::from_std_stream(socket.into())
-        .connect(destination)
-        .await?;
-    set_socket_linger(&connection, None)?;
-    Ok(connection)
+    match socket.connect(&destination.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    let connecting = Connecting(Some(TcpStream::from_std(socket.into())?));
+    connecting.finish().await
+}
+
+/// A connection on its way. Given up, it may be there already: then the server hears of a reset.
+struct Connecting(Option<TcpStream>);
+
+impl Connecting {
+    async fn finish(mut self) -> io::Result<TcpStream> {
+        let gone = || io::Error::from(io::ErrorKind::NotConnected);
+        let stream = self.0.as_ref().ok_or_else(gone)?;
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Err(error);
+        }
+        self.0.take().ok_or_else(gone)
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.0 {
+            reset(stream);
+        }
+    }
 }

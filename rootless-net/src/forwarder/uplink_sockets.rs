@@ -14,7 +14,6 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
@@ -25,6 +24,9 @@ use tokio::sync::oneshot;
 
 /// How many transparent sockets of one kind are made at once.
 const BATCH: usize = 8;
+
+/// More are made when there are fewer than this.
+const FEW: usize = 4;
 
 /// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
 const QUEUE: usize = 1 << 20;
@@ -98,8 +100,7 @@ impl UplinkSockets {
     }
 
     /// A nonblocking socket that sends with the address `source`, whosever it is. Its port is kept
-    /// when it is free, and left to the kernel when it is 0 or taken. Closing a stream resets it until
-    /// its linger option is taken away.
+    /// when it is free, and left to the kernel when it is 0 or taken.
     pub(super) async fn transparent(
         &self,
         transport: Transport,
@@ -130,7 +131,14 @@ impl UplinkSockets {
 
     async fn take(&self, transport: Transport, v4: bool) -> io::Result<Socket> {
         let kind = usize::from(v4) + 2 * usize::from(transport == Transport::Stream);
-        if let Some(socket) = self.ready()[kind].pop() {
+        let (socket, is_low) = {
+            let mut ready = self.ready();
+            (ready[kind].pop(), ready[kind].len() == FEW)
+        };
+        if is_low {
+            self.make_more(kind, transport, v4);
+        }
+        if let Some(socket) = socket {
             return Ok(socket);
         }
         let mut made = self
@@ -141,6 +149,19 @@ impl UplinkSockets {
         let socket = made.pop().ok_or(io::ErrorKind::Other)?;
         self.ready()[kind].append(&mut made);
         Ok(socket)
+    }
+
+    /// Has sockets made that the next connections need not wait for.
+    fn make_more(&self, kind: usize, transport: Transport, v4: bool) {
+        let ready = self.ready.clone();
+        let job = move || {
+            // Whoever finds none has its own made, and hears why there is none.
+            let made: Vec<Socket> = (0..BATCH)
+                .map_while(|_| transparent(transport, v4).ok())
+                .collect();
+            ready.lock().unwrap_or_else(PoisonError::into_inner)[kind].extend(made);
+        };
+        let _ = self.jobs.send(Box::new(job));
     }
 
     fn ready(&self) -> std::sync::MutexGuard<'_, [Vec<Socket>; 4]> {
@@ -206,8 +227,6 @@ fn transparent(transport: Transport, v4: bool) -> io::Result<Socket> {
             // A client may come back with the port of a connection still in TIME_WAIT here.
             socket.set_reuse_address(true)?;
             socket.set_tcp_nodelay(true)?;
-            // Given up while it connects, it may be connected already: the server hears of a reset.
-            socket.set_linger(Some(Duration::ZERO))?;
         }
         Transport::Datagram => socket.set_recv_buffer_size(QUEUE)?,
     }
