@@ -16,6 +16,7 @@ mod host_routes;
 pub(crate) mod lease;
 pub(crate) mod own_connector;
 pub(crate) mod ports;
+mod publish;
 pub(crate) mod uplink_calls;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ use crate::options::{NetworkMode, NetworkRequest};
 pub use connect::ContainerNetwork;
 pub use create::NetworkOptions;
 pub use ports::choose_port;
+pub use publish::{PortChanges, PortPattern};
 pub use selkie_net::address::{SubnetRequest, range_of};
 pub use selkie_net::network::{Attachment, Kind, Network, Subnet};
 
