@@ -528,7 +528,10 @@ fn the_program_is_read_only_where_the_login_is(ground: &'static Ground) -> Resul
                 }
             }
         }
-        ensure!(looked_at >= 3, "{mode}: only {looked_at} processes are left");
+        ensure!(
+            looked_at >= 3,
+            "{mode}: only {looked_at} processes are left"
+        );
         execution.signal(rustix::process::Signal::KILL);
         login.ok(&["rm", "--force", "--time", "0", id, &name])?;
     }

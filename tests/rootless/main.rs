@@ -23,6 +23,7 @@ mod self_healing;
 mod spares;
 mod terminals;
 mod transports;
+mod updates;
 mod volumes;
 
 use std::process::ExitCode;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 18] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 19] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         options::trials,
         volumes::trials,
         networks::trials,
+        updates::trials,
         terminals::trials,
         formats::trials,
         transports::trials,

@@ -259,7 +259,12 @@ fn those_online_have_their_own(ground: &'static Ground) -> Result<()> {
     expect_eq(spares(&login)?.len(), 2)?;
 
     // Files that changed while it ran are not passed on.
-    let wait = ["busybox", "sh", "-c", "until [ -e /sys/class/net/eth1 ]; do sleep 0.01; done"];
+    let wait = [
+        "busybox",
+        "sh",
+        "-c",
+        "until [ -e /sys/class/net/eth1 ]; do sleep 0.01; done",
+    ];
     let mut words = vec!["--rm", "--network", "one", "--name", "moves"];
     words.extend(wait);
     let moves = login.detached(&words)?;
@@ -276,7 +281,8 @@ fn those_that_had_company_leave_none(ground: &'static Ground) -> Result<()> {
     let login = ground.fresh_login_with_busybox()?;
     for network in ["none", "bridge"] {
         for is_by_path in [false, true] {
-            let host = login.detached(&["--rm", "--network", network, "busybox", "sleep", "3600"])?;
+            let host =
+                login.detached(&["--rm", "--network", network, "busybox", "sleep", "3600"])?;
             let pid = login.ok(&["inspect", "--format", "{{.State.Pid}}", &host.id])?;
             let join = if is_by_path {
                 format!("ns:/proc/{pid}/ns/net")

@@ -326,7 +326,11 @@ pub(super) fn stored(database: &Database, id: &ContainerId) -> Result<(String, C
     Ok((name, ContainerConfig::parse(&json, id.as_str())?))
 }
 
-pub(super) fn store(transaction: &Transaction<'_>, id: &ContainerId, config: &ContainerConfig) -> Result<()> {
+pub(super) fn store(
+    transaction: &Transaction<'_>,
+    id: &ContainerId,
+    config: &ContainerConfig,
+) -> Result<()> {
     let json = serde_json::to_string(config)
         .map_err(|error| Error::machine("write the container's configuration", error))?;
     transaction.execute(

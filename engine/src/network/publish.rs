@@ -146,11 +146,7 @@ fn refuse_mode(name: &str, mode: &NetworkMode, held: &Held) -> Result<()> {
 }
 
 /// What is published after `changes`.
-fn changed(
-    name: &str,
-    before: &[PortMapping],
-    changes: &PortChanges,
-) -> Result<Vec<PortMapping>> {
+fn changed(name: &str, before: &[PortMapping], changes: &PortChanges) -> Result<Vec<PortMapping>> {
     for pattern in &changes.remove {
         let is_found = before.iter().any(|mapping| {
             mapping
@@ -283,7 +279,7 @@ mod tests {
                 ..pattern(None, None, 80..=80)
             },
         ] {
-            let error = after(&before, &[none.clone()], &[]).unwrap_err();
+            let error = after(&before, std::slice::from_ref(&none), &[]).unwrap_err();
             assert!(
                 error.message.contains("0.0.0.0:8000-8002->80-82/tcp"),
                 "{none:?}: {error:?}"
