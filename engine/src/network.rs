@@ -38,7 +38,7 @@ pub use create::NetworkOptions;
 pub use ports::choose_port;
 pub use publish::{PortChanges, PortPattern};
 pub use selkie_net::address::{SubnetRequest, range_of};
-pub use selkie_net::network::{Attachment, Kind, Network, Subnet};
+pub use selkie_net::network::{Attachment, Kind, Network, StaticRoute, Subnet};
 
 /// Other names of the default network: Docker's and Podman's.
 const DEFAULT_ALIASES: [&str; 3] = ["default", "bridge", "podman"];

@@ -214,6 +214,10 @@ fn inner_requests(
         .map(|address| Request::address(index, *address))
         .collect();
     requests.push(Request::up(index, None));
+    requests.extend(network.routes.iter().map(|route| {
+        let (gateway, metric) = (Some(route.gateway), Some(route.metric));
+        Request::route_with_metric(route.destination, index, gateway, metric)
+    }));
     if network.internal {
         return requests;
     }
