@@ -3,6 +3,7 @@
 //!
 //! - `state`: who runs it, written by the monitor after init exists and before it executes the
 //!   command; removed when the run's end is in the database.
+//!   Whoever changes the networks or ports of the running container holds the file's lock (`flock`).
 //! - `exit`: how the run ended, written as soon as init is gone, so that it survives even when the
 //!   database cannot be written (full disk); removed with `state`.
 //! - `stopping`: who is stopping it, while somebody is.
