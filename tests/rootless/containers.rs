@@ -476,7 +476,9 @@ fn rm_refuses_whose_network_is_shared(ground: &'static Ground) -> Result<()> {
     // What was refused goes on.
     expect_eq(login.ok(&["ps", "-q"])?.lines().count(), 3)?;
     // Running ones need --force too.
-    expect_contains(login.refused(2, &["rm", "--depend", "first"])?, "running")?;
+    let error = login.refused(125, &["rm", "--depend", "first"])?;
+    expect_contains(error, "as it is running")?;
+    expect_eq(login.ok(&["ps", "-q"])?.lines().count(), 3)?;
     let removed = login.ok(&["rm", "--force", "--time", "0", "--depend", "first"])?;
     let expected: Vec<&str> = ids.iter().rev().map(String::as_str).collect();
     expect_eq(removed.lines().collect::<Vec<_>>(), expected)?;
