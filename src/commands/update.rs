@@ -39,7 +39,7 @@ fn flags(command: Command) -> Command {
         .arg(list(
             PUBLISH_RM,
             "PORT",
-            "Publish the container's PORT[/PROTOCOL] no more, or only not on [ADDRESS:]HOST-PORT:PORT; \
+            "Take back what is published of the container's PORT[/PROTOCOL], or only [ADDRESS:]HOST-PORT:PORT; \
              connections made already go on",
         ))
 }

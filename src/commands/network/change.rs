@@ -76,7 +76,7 @@ pub const CREATE: CommandSpec = CommandSpec {
             .arg(list(
                 "route",
                 "CIDR,GATEWAY[,METRIC]",
-                "Route that its containers have, by one of its addresses (metric: 100)",
+                "Route that its containers have, by a gateway in a --subnet (default metric: 100)",
             ))
             .arg(list(
                 "subnet",
