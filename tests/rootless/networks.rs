@@ -181,26 +181,6 @@ fn subnets_and_options(ground: &'static Ground) -> Result<()> {
             && one["options"] == serde_json::json!({"mtu": "1400", "isolate": "false"}),
         "{one}"
     );
-    login.ok(&[
-        "network",
-        "create",
-        "--subnet",
-        "172.29.78.0/24",
-        "--route",
-        "10.8.1.2/16,172.29.78.7",
-        "--route",
-        "0.0.0.0/0,172.29.78.8,5",
-        "routes",
-    ])?;
-    let seen = login.json(&["network", "inspect", "routes"])?;
-    ensure!(
-        seen[0]["routes"]
-            == serde_json::json!([
-                {"destination": "10.8.0.0/16", "gateway": "172.29.78.7", "metric": 100},
-                {"destination": "0.0.0.0/0", "gateway": "172.29.78.8", "metric": 5},
-            ]),
-        "{seen}"
-    );
     // Only IPv6 when only IPv6 is asked for.
     login.ok(&["network", "create", "--subnet", "fd77:1::/64", "six"])?;
     expect_eq(
@@ -302,26 +282,6 @@ fn refusals(ground: &'static Ground) -> Result<()> {
             "speed",
         ),
         (&["network", "create", "--opt", "mtu=9", "x"], 125, "mtu"),
-        (
-            &["network", "create", "--interface-name", "br0", "x"],
-            125,
-            "cannot be named",
-        ),
-        (
-            &["network", "create", "--route", "x", "x"],
-            125,
-            "--route x",
-        ),
-        (
-            &["network", "create", "--route", "10.8.0.0/16,192.0.2.1", "x"],
-            125,
-            "not in the network's subnet",
-        ),
-        (
-            &["network", "create", "--route", "fd00:8::/64,192.0.2.1", "x"],
-            125,
-            "other IP family",
-        ),
         (
             &[
                 "network",

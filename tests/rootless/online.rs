@@ -202,7 +202,6 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             aspect(&hosts, &login, mode)
         }));
     };
-    add(User, "routes", routes);
     for &mode in MODES {
         if mode == None {
             add(mode, "is_nowhere", is_nowhere);
@@ -418,44 +417,6 @@ fn between(_: &Hosts, login: &Login, mode: Mode) -> Result<()> {
             row.cell(&format!("ICMP {address} in {network}"), ping.map(drop));
         }
     }
-    row.end()
-}
-
-/// `network create --route`: what another container has behind it is reached.
-fn routes(_: &Hosts, login: &Login, _: Mode) -> Result<()> {
-    login.ok(&[
-        "network",
-        "create",
-        "--subnet",
-        "172.29.77.0/24",
-        "--subnet",
-        "fd77:77::/64",
-        "--route",
-        "10.8.0.0/16,172.29.77.9",
-        "--route",
-        "fd77:8::/64,fd77:77::9",
-        "vpn",
-    ])?;
-    let router = login.detached(&[
-        "--network", "vpn:ip=172.29.77.9,ip6=fd77:77::9", "--cap-add", "NET_ADMIN", "busybox", "sh",
-        "-c", "ip address add 10.8.0.1/32 dev lo; ip address add fd77:8::1/128 dev lo; exec wire serve 7000",
-    ])?;
-    is_serving(&router)?;
-    let client = login.sleeper(&["--network", "vpn"])?;
-    let mut row = Row::default();
-    let check = |row: &mut Row, when: &str| {
-        for address in ["10.8.0.1", "fd77:8::1"] {
-            let seen = client.exec(&["wire", "who", address, INSIDE]);
-            row.cell(&format!("{address} {when}"), is_address(seen));
-        }
-    };
-    check(&mut row, "at first");
-    login.ok(&["network", "reload", &client.id])?;
-    check(&mut row, "after a reload");
-    row.cell(
-        "the way out",
-        is(client.exec(&["wire", "who", WORLD[0], PORT]), HOST[0]),
-    );
     row.end()
 }
 
