@@ -16,6 +16,7 @@ mod host_routes;
 pub(crate) mod lease;
 pub(crate) mod own_connector;
 pub(crate) mod ports;
+mod publish;
 pub(crate) mod uplink_calls;
 
 use std::collections::BTreeMap;
@@ -35,8 +36,9 @@ use crate::options::{NetworkMode, NetworkRequest};
 pub use connect::ContainerNetwork;
 pub use create::NetworkOptions;
 pub use ports::choose_port;
+pub use publish::{PortChanges, PortPattern};
 pub use selkie_net::address::{SubnetRequest, range_of};
-pub use selkie_net::network::{Attachment, Kind, Network, Subnet};
+pub use selkie_net::network::{Attachment, Kind, Network, StaticRoute, Subnet};
 
 /// Other names of the default network: Docker's and Podman's.
 const DEFAULT_ALIASES: [&str; 3] = ["default", "bridge", "podman"];

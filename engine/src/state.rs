@@ -3,6 +3,7 @@
 //!
 //! - `state`: who runs it, written by the monitor after init exists and before it executes the
 //!   command; removed when the run's end is in the database.
+//!   Whoever changes the networks or ports of the running container holds the file's lock (`flock`).
 //! - `exit`: how the run ended, written as soon as init is gone, so that it survives even when the
 //!   database cannot be written (full disk); removed with `state`.
 //! - `stopping`: who is stopping it, while somebody is.
@@ -10,11 +11,11 @@
 //! So: no `state` means not running; a `state` whose init lives means running, whoever else died; a
 //! `state` whose init is gone means ended, and `exit` tells how, if the monitor lived to see it.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, flock, openat, renameat, unlinkat};
 use rustix::io::Errno;
 use selkie_sys::process_identity::ProcessIdentity;
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,22 @@ pub(crate) fn mark_stopping(dir: BorrowedFd<'_>) -> Result<()> {
 pub(crate) fn is_being_stopped(base: BorrowedFd<'_>, dir: &str) -> Result<bool> {
     let stopper = read_whole::<ProcessIdentity>(base, dir, STOPPING)?;
     Ok(stopper.is_some_and(|stopper| stopper.is_running()))
+}
+
+/// Waits for the lock that changes of a running container take, one after another: its `state` file.
+/// `None` when it does not run any more.
+pub(crate) fn lock_run(container_dir: &Path) -> Result<Option<OwnedFd>> {
+    let path = container_dir.join(STATE);
+    let attempt = || format!("lock {}", path.display());
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let file = match rustix::fs::open(&path, flags, Mode::empty()) {
+        Ok(file) => file,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(errno) => return Err(Error::machine(attempt(), errno)),
+    };
+    rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+        .map_err(|errno| Error::machine(attempt(), errno))?;
+    Ok(Some(file))
 }
 
 const STOPPING: &str = "stopping";

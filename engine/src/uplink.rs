@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use selkie_net::uplink::{self, Uplink, UplinkConfig, UplinkError};
-use selkie_sys::errno::Attempt;
+use selkie_sys::errno::{Attempt, SysResult};
 
 use crate::EngineConfig;
 use crate::error::Result;
@@ -106,12 +106,35 @@ pub(crate) fn attach(
     config: &UplinkConfig,
     plan: &Connection,
     pid: i32,
-    init: impl AsFd,
+    init: BorrowedFd<'_>,
 ) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
+    attach_to(config, plan, namespace_of(pid)?.as_fd(), init)
+}
+
+/// As [`attach`], for a container that has lost its uplink: published ports that others have taken since
+/// are left out.
+pub(crate) fn reattach(
+    config: &UplinkConfig,
+    plan: &Connection,
+    pid: i32,
+    init: BorrowedFd<'_>,
+) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
+    let namespace = namespace_of(pid)?;
+    persistently(config, |uplink| {
+        uplink.reattach(
+            &plan.member,
+            &plan.networks,
+            plan.dedicated.as_ref(),
+            namespace.as_fd(),
+            init,
+        )
+    })
+}
+
+fn namespace_of(pid: i32) -> SysResult<OwnedFd> {
     let path = format!("/proc/{pid}/ns/net");
-    let namespace = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .attempt(|| format!("open {path}"))?;
-    attach_to(config, plan, namespace.as_fd(), init)
+    rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .attempt(|| format!("open {path}"))
 }
 
 fn attach_to(
@@ -120,15 +143,25 @@ fn attach_to(
     namespace: BorrowedFd<'_>,
     init: impl AsFd,
 ) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
-    for _ in 0..ATTEMPTS {
-        let mut uplink = uplink::connect(config)?;
-        match uplink.attach(
+    persistently(config, |uplink| {
+        uplink.attach(
             &plan.member,
             &plan.networks,
             plan.dedicated.as_ref(),
             namespace,
             init.as_fd(),
-        ) {
+        )
+    })
+}
+
+/// Asks of an uplink that may vanish under the request.
+fn persistently(
+    config: &UplinkConfig,
+    ask: impl Fn(&mut Uplink) -> std::result::Result<Vec<String>, UplinkError>,
+) -> std::result::Result<(Uplink, Vec<String>), UplinkError> {
+    for _ in 0..ATTEMPTS {
+        let mut uplink = uplink::connect(config)?;
+        match ask(&mut uplink) {
             Err(UplinkError::Lost) => {}
             Ok(warnings) => return Ok((uplink, warnings)),
             Err(error) => return Err(error),
@@ -187,7 +220,7 @@ impl KeptTie {
         init: BorrowedFd<'_>,
     ) {
         let renewed = plan().and_then(|plan| match plan {
-            Some(plan) => Ok(Some(attach(config, &plan, self.init, init)?)),
+            Some(plan) => Ok(Some(reattach(config, &plan, self.init, init)?)),
             None => Ok(None),
         });
         self.state = match renewed {

@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             mtu: DEFAULT_MTU,
             dns_enabled: true,
             dns_servers: Vec::new(),
+            routes: Vec::new(),
         })
     };
     let networks = [

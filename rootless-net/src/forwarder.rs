@@ -147,9 +147,15 @@ impl Forwarder {
         mappings: &[PortMapping],
         target: Target,
     ) -> Result<(), PublishError> {
+        let wanted = mappings
+            .iter()
+            .map(|mapping| usize::from(mapping.count) * listening::addresses(mapping).len())
+            .sum();
         let mut opened = Vec::new();
+        let mut count = 0;
         for mapping in mappings {
-            let sockets = self.open(mapping)?;
+            let sockets = self.open(mapping, wanted, count)?;
+            count += sockets.len();
             opened.push((mapping, sockets));
         }
         let published = self
@@ -219,7 +225,13 @@ impl Forwarder {
         })
     }
 
-    fn open(&self, mapping: &PortMapping) -> Result<Vec<(HostPort, Ready, Share)>, PublishError> {
+    /// Sockets of one mapping, of `wanted` in all of which there are `before` already.
+    fn open(
+        &self,
+        mapping: &PortMapping,
+        wanted: usize,
+        before: usize,
+    ) -> Result<Vec<(HostPort, Ready, Share)>, PublishError> {
         for first in [mapping.host_port, mapping.container_port] {
             let last = first.checked_add(mapping.count.saturating_sub(1));
             if first == 0 || mapping.count == 0 || last.is_none() {
@@ -228,8 +240,7 @@ impl Forwarder {
             }
         }
         let addresses = listening::addresses(mapping);
-        let ports = usize::from(mapping.count) * addresses.len();
-        let mut all = Vec::with_capacity(ports);
+        let mut all = Vec::with_capacity(usize::from(mapping.count) * addresses.len());
         for (host, container_port) in mapping.pairs() {
             for &address in &addresses {
                 let at = HostPort {
@@ -239,8 +250,8 @@ impl Forwarder {
                 };
                 let share = self.shared.descriptors.listener();
                 let share = share.ok_or_else(|| PublishError::TooMany {
-                    ports,
-                    free: all.len(),
+                    ports: wanted,
+                    free: before + all.len(),
                     limit: self.shared.descriptors.limit(),
                 })?;
                 let ready = listening::open(&at).and_then(|socket| {

@@ -50,6 +50,17 @@ pub struct Subnet {
     pub lease_range: Option<(IpAddr, IpAddr)>,
 }
 
+/// A route that every container of a network has (`network create --route`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StaticRoute {
+    /// Where it leads, host bits zero.
+    pub destination: IpNet,
+    /// By whom: in a subnet of the network.
+    pub gateway: IpAddr,
+    /// The lower of two routes to one place is taken.
+    pub metric: u32,
+}
+
 /// A network as its login defined it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
@@ -74,6 +85,9 @@ pub struct Network {
     /// Whom its name server asks instead of the host's servers (`network create --dns`).
     #[serde(default)]
     pub dns_servers: Vec<IpAddr>,
+    /// In all of its containers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<StaticRoute>,
 }
 
 impl Network {
@@ -302,6 +316,7 @@ mod tests {
             mtu: DEFAULT_MTU,
             dns_enabled: true,
             dns_servers: Vec::new(),
+            routes: Vec::new(),
         };
         assert_eq!(network.bridge().as_str(), "sb0123456789abc");
         network.internal = true;

@@ -75,6 +75,50 @@ impl PortMapping {
             )
         })
     }
+
+    /// Each of its ports as a mapping of its own.
+    pub fn singles(&self) -> impl Iterator<Item = Self> + '_ {
+        self.pairs().map(|(host_port, container_port)| Self {
+            host_port,
+            container_port,
+            count: 1,
+            ..self.clone()
+        })
+    }
+
+    /// Whether both want the same port of the host. One whose host port is yet to be chosen wants none.
+    pub fn clashes(&self, other: &Self) -> bool {
+        let same_address = match (self.host_ip, other.host_ip) {
+            (Some(a), Some(b)) => {
+                a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
+            }
+            _ => true,
+        };
+        let end = |mapping: &Self| u32::from(mapping.host_port) + u32::from(mapping.count);
+        self.protocol == other.protocol
+            && self.host_port != 0
+            && other.host_port != 0
+            && same_address
+            && u32::from(self.host_port) < end(other)
+            && u32::from(other.host_port) < end(self)
+    }
+
+    /// What is left of it without those of its ports for which `is_taken` (host port, container port).
+    pub fn without(&self, is_taken: impl Fn(u16, u16) -> bool) -> Vec<Self> {
+        let mut left: Vec<Self> = Vec::new();
+        for single in self.singles() {
+            if is_taken(single.host_port, single.container_port) {
+                continue;
+            }
+            match left.last_mut() {
+                Some(last) if last.host_port.checked_add(last.count) == Some(single.host_port) => {
+                    last.count += 1;
+                }
+                _ => left.push(single),
+            }
+        }
+        left
+    }
 }
 
 #[cfg(test)]
@@ -99,5 +143,27 @@ mod tests {
             mapping.pairs().collect::<Vec<_>>(),
             [(8080, 80), (8081, 81), (8082, 82)]
         );
+    }
+
+    #[test]
+    fn ranges_come_apart_where_a_port_is_taken() {
+        let range = PortMapping {
+            host_ip: None,
+            host_port: 65530,
+            container_port: 80,
+            count: 6,
+            protocol: Protocol::Tcp,
+        };
+        let left = |taken: &[u16]| -> Vec<String> {
+            let left = range.without(|_, container| taken.contains(&container));
+            left.iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(left(&[]), [range.to_string()]);
+        assert_eq!(
+            left(&[81, 82]),
+            ["0.0.0.0:65530->80/tcp", "0.0.0.0:65533-65535->83-85/tcp"]
+        );
+        assert_eq!(left(&[80, 85]), ["0.0.0.0:65531-65534->81-84/tcp"]);
+        assert!(left(&[80, 81, 82, 83, 84, 85]).is_empty());
     }
 }

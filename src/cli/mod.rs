@@ -91,6 +91,7 @@ pub static COMMANDS: &[&CommandSpec] = &[
     &commands::tag::TAG,
     &commands::unshare::UNSHARE,
     &commands::tag::UNTAG,
+    &commands::update::UPDATE,
     &commands::version::VERSION,
     &commands::wait::WAIT,
 ];
@@ -116,6 +117,7 @@ pub static GROUPS: &[Group] = &[
             member(&commands::run::RUN),
             member(&commands::start::START),
             member(&commands::stop::STOP),
+            member(&commands::update::UPDATE),
             member(&commands::wait::WAIT),
         ],
     },

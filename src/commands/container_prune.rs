@@ -44,7 +44,8 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
         matches!(container.status, Status::Created | Status::Exited) && filters.accept(container)
     });
     let idle: Vec<_> = idle.map(|container| container.id).collect();
-    for_each(idle.iter().map(|id| id.as_str()), |name| {
+    // Youngest first: one that shares a network is younger than the container whose network it is.
+    for_each(idle.iter().rev().map(|id| id.as_str()), |name| {
         let found = engine.find_container(name);
         match found.and_then(|id| engine.remove(&id, false, true)) {
             Ok(()) => super::print_line(name),

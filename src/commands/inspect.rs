@@ -1,11 +1,11 @@
-//! `selkie inspect`, `selkie container inspect`, `selkie image inspect`.
+//! `selkie inspect`, `selkie container inspect`, `selkie image inspect`; what every `inspect` does.
 
 use clap::{ArgMatches, Command};
 use selkie_engine::{Engine, ErrorKind};
 use serde::Serialize;
 
 use super::ps::disk_size;
-use super::targets;
+use super::{network, targets, volume};
 use crate::cli::CommandSpec;
 use crate::cli::flag::{self, Flags, choice, positionals, switch};
 use crate::error::{CliError, FAILURE, Result};
@@ -16,20 +16,22 @@ use crate::format::list::{is_json, unescape};
 use crate::go_template::{Template, TemplateError, Value, to_value};
 use crate::session::Session;
 
-/// `inspect`: containers first, then images, then volumes.
+/// `inspect`: containers first, then images, volumes and networks.
 pub const INSPECT: CommandSpec = CommandSpec {
     name: "inspect",
     aliases: &[],
-    about: "Show everything about containers and images",
+    about: "Show everything about containers, images, volumes and networks",
     examples: "Examples:
   selkie inspect web
   selkie inspect --format '{{.State.Status}} {{.State.ExitCode}}' web
-  selkie inspect --type image busybox",
+  selkie inspect --type network backend",
     flags,
     run: |session, matches| {
         let kind = match matches.text("type") {
             Some("container") => Kind::Container,
             Some("image") => Kind::Image,
+            Some("volume") => Kind::Volume,
+            Some("network") => Kind::Network,
             _ => Kind::Any,
         };
         run(session, matches, kind, matches.on("latest"))
@@ -66,7 +68,12 @@ enum Kind {
     Any,
     Container,
     Image,
+    Volume,
+    Network,
 }
+
+/// Where a name of any kind is looked for, in Podman's order.
+const EVERYWHERE: [Kind; 4] = [Kind::Container, Kind::Image, Kind::Volume, Kind::Network];
 
 /// Flags of every `inspect`.
 pub fn common_flags(command: Command) -> Command {
@@ -82,7 +89,7 @@ fn flags(command: Command) -> Command {
                 "type",
                 "TYPE",
                 "Look only among these",
-                &["all", "container", "image"],
+                &["all", "container", "image", "volume", "network"],
             )
             .short('t'),
         )
@@ -99,13 +106,13 @@ fn run(session: &Session, matches: &ArgMatches, kind: Kind, latest: bool) -> Res
     if names.is_empty() && !latest {
         return Err(CliError::new("you must provide at least one name or id"));
     }
-    let engine = session.open_engine()?;
+    let mut engine = session.open_engine()?;
     if latest {
         names.insert(0, targets::latest(&engine)?.called);
     }
-    let measures = kind != Kind::Image && matches.on("size");
+    let measures = matches!(kind, Kind::Any | Kind::Container) && matches.on("size");
     show(&names, matches, |name| {
-        look_up(&engine, name, kind, measures)
+        look_up(&mut engine, name, kind, measures)
     })
 }
 
@@ -113,7 +120,7 @@ fn run(session: &Session, matches: &ArgMatches, kind: Kind, latest: bool) -> Res
 pub fn show(
     names: &[String],
     matches: &ArgMatches,
-    look_up: impl Fn(&str) -> Result<Value>,
+    mut look_up: impl FnMut(&str) -> Result<Value>,
 ) -> Result<u8> {
     let mut found = Vec::new();
     let mut failures = Vec::new();
@@ -145,28 +152,31 @@ fn text(found: &[Value], format: Option<&str>) -> Result<String> {
     Ok(text)
 }
 
-fn look_up(engine: &Engine, name: &str, kind: Kind, measures: bool) -> Result<Value> {
-    if kind != Kind::Image {
-        match engine.find_container(name) {
-            Ok(id) => {
-                let container = engine.container(&id)?;
-                let image = engine.image(&container.image_id).ok();
-                let mut object = InspectContainer::new(engine, &container, image.as_ref())?;
-                if measures {
-                    object.set_size(disk_size(engine, &container)?);
-                }
-                return value(&object);
-            }
-            Err(error) if kind == Kind::Any && error.kind == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
+fn look_everywhere(engine: &mut Engine, name: &str, measures: bool) -> Result<Value> {
+    for kind in EVERYWHERE {
+        match look_up(engine, name, kind, measures) {
+            Err(error) if error.kind == Some(ErrorKind::NotFound) => {}
+            other => return other,
         }
     }
-    match engine.image(name) {
-        Ok(image) => value(&InspectImage::new(&image)),
-        Err(error) if kind == Kind::Any && error.kind == ErrorKind::NotFound => {
-            Err(CliError::new(format!("no such object: {name:?}")))
+    Err(CliError::new(format!("no such object: {name:?}")))
+}
+
+fn look_up(engine: &mut Engine, name: &str, kind: Kind, measures: bool) -> Result<Value> {
+    match kind {
+        Kind::Any => look_everywhere(engine, name, measures),
+        Kind::Container => {
+            let container = engine.container(&engine.find_container(name)?)?;
+            let image = engine.image(&container.image_id).ok();
+            let mut object = InspectContainer::new(engine, &container, image.as_ref())?;
+            if measures {
+                object.set_size(disk_size(engine, &container)?);
+            }
+            value(&object)
         }
-        Err(error) => Err(error.into()),
+        Kind::Image => value(&InspectImage::new(&engine.image(name)?)),
+        Kind::Volume => volume::inspected(engine, name),
+        Kind::Network => network::inspected(engine, name),
     }
 }
 

@@ -33,6 +33,7 @@ pub mod system;
 pub mod tag;
 pub mod targets;
 pub mod unshare;
+pub mod update;
 pub mod version;
 pub mod volume;
 pub mod wait;

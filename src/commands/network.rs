@@ -17,6 +17,7 @@ use crate::error::{CliError, Result, for_each};
 use crate::format::list::{ListFormat, is_json, render_json};
 use crate::format::network::{Member, NetworkData, NetworkRow};
 use crate::format::time;
+use crate::go_template::Value;
 use crate::session::Session;
 
 pub use change::{CONNECT, CREATE, DISCONNECT, RELOAD, UPDATE};
@@ -131,17 +132,15 @@ fn inspect(session: &Session, matches: &ArgMatches) -> Result<u8> {
         return Err(CliError::new("you must provide at least one network name"));
     }
     let mut engine = session.open_engine()?;
-    // So that the default network can be shown before anything has used it.
-    engine.networks()?;
-    let users = engine.network_users()?;
-    let engine = std::cell::RefCell::new(engine);
-    inspect::show(&names, matches, |name| {
-        let mut engine = engine.borrow_mut();
-        let stored = engine.network(name)?;
-        let users = users.get(&stored.definition.name);
-        let members = members(&engine, &stored, users.map_or(&[], Vec::as_slice))?;
-        inspect::value(&NetworkData::new(&stored).with_members(members))
-    })
+    inspect::show(&names, matches, |name| inspected(&mut engine, name))
+}
+
+/// What `inspect` shows of a network.
+pub fn inspected(engine: &mut Engine, name: &str) -> Result<Value> {
+    let stored = engine.network(name)?;
+    let users = engine.network_users()?.remove(&stored.definition.name);
+    let members = members(engine, &stored, &users.unwrap_or_default())?;
+    inspect::value(&NetworkData::new(&stored).with_members(members))
 }
 
 /// Those of `users` that run.

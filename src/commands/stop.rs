@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use clap::{Arg, ArgMatches, Command};
 use selkie_engine::Engine;
-use selkie_engine::container::Status;
+use selkie_engine::container::{ContainerId, Status};
 
-use super::targets::{self, Chosen, Missing};
+use super::targets::{self, Missing};
 use crate::cli::CommandSpec;
 use crate::cli::flag::{Flags, switch, value};
 use crate::error::{CliError, Result};
@@ -71,7 +71,7 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
     let chosen = targets::choose(&engine, matches, |container| {
         matches!(container.status, Status::Running | Status::Stopping)
     })?;
-    stop_together(&engine, &chosen, timeout);
+    stop_together(&engine, &chosen.ids(&engine), timeout);
     chosen.for_each(&mut engine, missing, |engine, id| {
         Ok(engine.stop(id, timeout)?)
     })
@@ -79,9 +79,8 @@ fn run(session: &Session, matches: &ArgMatches) -> Result<u8> {
 
 /// Several stop at once, so that the slowest decides how long it takes. What goes wrong here goes
 /// wrong again, and is told, when each is looked after by itself.
-pub fn stop_together(engine: &Engine, chosen: &Chosen, timeout: Option<Duration>) {
-    let ids = chosen.ids(engine);
+pub fn stop_together(engine: &Engine, ids: &[ContainerId], timeout: Option<Duration>) {
     if ids.len() > 1 {
-        engine.stop_all(&ids, timeout);
+        engine.stop_all(ids, timeout);
     }
 }

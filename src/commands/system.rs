@@ -161,7 +161,8 @@ fn remove_stopped(engine: &mut Engine) -> Result<u8> {
         .map(|container| container.id)
         .collect();
     let mut code = 0;
-    for id in stopped {
+    // Youngest first: one that shares a network is younger than the container whose network it is.
+    for id in stopped.into_iter().rev() {
         match engine.remove(&id, false, false) {
             Ok(()) => super::print_line(id.as_str())?,
             // Started or removed by somebody since we looked.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::ArgMatches;
+use selkie_engine::Engine;
 use selkie_engine::volume::Volume;
 use serde::Serialize;
 
@@ -14,6 +15,7 @@ use crate::create_options::variables;
 use crate::error::{CliError, Result, for_each};
 use crate::format::list::{ListFormat, is_json, render_json};
 use crate::format::time;
+use crate::go_template::Value;
 use crate::session::Session;
 
 /// `volume create`.
@@ -199,9 +201,12 @@ fn inspect(session: &Session, matches: &ArgMatches) -> Result<u8> {
             .map(|volume| volume.name)
             .collect();
     }
-    inspect::show(&names, matches, |name| {
-        inspect::value(&VolumeData::new(&engine.volume(name)?))
-    })
+    inspect::show(&names, matches, |name| inspected(&engine, name))
+}
+
+/// What `inspect` shows of a volume.
+pub fn inspected(engine: &Engine, name: &str) -> Result<Value> {
+    inspect::value(&VolumeData::new(&engine.volume(name)?))
 }
 
 fn ls(session: &Session, matches: &ArgMatches) -> Result<u8> {

@@ -1,8 +1,9 @@
-//! `--publish` and `--expose`, in all the forms Docker and Podman know.
+//! `--publish`, `--expose` and their kin, in all the forms Docker and Podman know.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
-use selkie_engine::network::choose_port;
+use selkie_engine::network::{PortPattern, choose_port};
 use selkie_engine::options::{ExposedPorts, PortMapping, Protocol};
 
 use crate::error::{CliError, Result};
@@ -27,12 +28,18 @@ struct Publish {
 /// All `--publish` flags. Where a range of the host is given for one port of the container, the first
 /// free port of it is chosen now.
 pub fn published(texts: &[String]) -> Result<Vec<PortMapping>> {
-    let mut mappings: Vec<PortMapping> = Vec::new();
+    published_beside(&[], "publish", texts)
+}
+
+/// [`published`] by another flag, of a container that has `known` published.
+pub fn published_beside(
+    known: &[PortMapping],
+    flag: &str,
+    texts: &[String],
+) -> Result<Vec<PortMapping>> {
+    let mut mappings: Vec<PortMapping> = known.to_vec();
     for text in texts {
-        let publish = parse(text).map_err(|why| {
-            CliError::new(format!("--publish {text}: {why}"))
-                .with_hint("write [[ADDRESS:][HOST-PORT]:]PORT[/tcp|/udp], ranges as FIRST-LAST")
-        })?;
+        let publish = parse(text).map_err(|why| not_a_port(flag, text, &why))?;
         for protocol in publish.protocols {
             let mut mapping = PortMapping {
                 host_ip: publish.host_ip,
@@ -49,7 +56,41 @@ pub fn published(texts: &[String]) -> Result<Vec<PortMapping>> {
             mappings.push(mapping);
         }
     }
-    Ok(mappings)
+    Ok(mappings.split_off(known.len()))
+}
+
+/// Refuses what is no port to publish, without choosing any.
+pub fn check(flag: &str, texts: &[String]) -> Result<()> {
+    texts.iter().try_for_each(|text| {
+        parse(text)
+            .map(drop)
+            .map_err(|why| not_a_port(flag, text, &why))
+    })
+}
+
+/// All flags called so that name ports which are published: `PORT[/PROTOCOL]` of the container, or
+/// what `--publish` took.
+pub fn patterns(flag: &str, texts: &[String]) -> Result<Vec<PortPattern>> {
+    let ends = |range: Range| -> RangeInclusive<u16> {
+        range.first..=range.first.saturating_add(range.count - 1)
+    };
+    let mut patterns = Vec::new();
+    for text in texts {
+        let publish = parse(text).map_err(|why| not_a_port(flag, text, &why))?;
+        patterns.extend(publish.protocols.iter().map(|protocol| PortPattern {
+            text: text.clone(),
+            host_ip: publish.host_ip,
+            host: publish.host.map(ends),
+            container: ends(publish.container),
+            protocol: *protocol,
+        }));
+    }
+    Ok(patterns)
+}
+
+fn not_a_port(flag: &str, text: &str, why: &str) -> CliError {
+    CliError::new(format!("--{flag} {text}: {why}"))
+        .with_hint("write [[ADDRESS:][HOST-PORT]:]PORT[/tcp|/udp], ranges as FIRST-LAST")
 }
 
 /// All `--expose` flags.
@@ -253,6 +294,30 @@ mod tests {
     }
 
     #[test]
+    fn ports_to_take_back() {
+        let seen = |text: &str| {
+            let patterns = patterns("publish-rm", &[text.to_owned()]).unwrap();
+            let all = patterns
+                .into_iter()
+                .map(|one| (one.host_ip, one.host, one.container, one.protocol));
+            all.collect::<Vec<_>>()
+        };
+        assert_eq!(seen("80"), [(None, None, 80..=80, Protocol::Tcp)]);
+        assert_eq!(seen("80-90/udp"), [(None, None, 80..=90, Protocol::Udp)]);
+        assert_eq!(
+            seen("[::1]:8080:80/tcp,udp"),
+            [Protocol::Tcp, Protocol::Udp].map(|protocol| (
+                Some("::1".parse().unwrap()),
+                Some(8080..=8080),
+                80..=80,
+                protocol
+            ))
+        );
+        let error = patterns("publish-rm", &["web".into()]).unwrap_err();
+        assert!(error.message.starts_with("--publish-rm web"), "{error:?}");
+    }
+
+    #[test]
     fn exposures() {
         let seen = exposed(&["80".into(), "53/udp".into(), "90-92/tcp,udp".into()]).unwrap();
         let seen: Vec<_> = seen
@@ -277,6 +342,7 @@ mod tests {
         #[test]
         fn no_text_panics(text in ".*") {
             let _ = parse(&text);
+            let _ = patterns("publish-rm", std::slice::from_ref(&text));
             let _ = exposed(&[text]);
         }
 

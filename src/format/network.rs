@@ -18,6 +18,8 @@ pub struct NetworkData {
     network_interface: String,
     created: String,
     subnets: Vec<SubnetData>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    routes: Vec<RouteData>,
     ipv6_enabled: bool,
     internal: bool,
     dns_enabled: bool,
@@ -38,6 +40,14 @@ struct SubnetData {
     gateway: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     lease_range: Option<LeaseRange>,
+}
+
+#[derive(Debug, Default, Clone, Serialize)]
+#[serde(rename = "types.Route")]
+struct RouteData {
+    destination: String,
+    gateway: String,
+    metric: u32,
 }
 
 #[derive(Debug, Default, Clone, Serialize)]
@@ -93,6 +103,15 @@ impl NetworkData {
                         start_ip: first.to_string(),
                         end_ip: last.to_string(),
                     }),
+                })
+                .collect(),
+            routes: network
+                .routes
+                .iter()
+                .map(|route| RouteData {
+                    destination: route.destination.to_string(),
+                    gateway: route.gateway.to_string(),
+                    metric: route.metric,
                 })
                 .collect(),
             ipv6_enabled: network.gateway_v6().is_some(),

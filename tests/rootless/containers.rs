@@ -42,6 +42,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             "containers::rm_refuses_running_ones",
             rm_refuses_running_ones,
         ),
+        ground.trial(
+            "containers::rm_refuses_whose_network_is_shared",
+            rm_refuses_whose_network_is_shared,
+        ),
         ground.trial("containers::wait_gives_exit_codes", wait_gives_exit_codes),
         ground.trial("containers::logs_keep_both_streams", logs_keep_both_streams),
         ground.trial("containers::logs_follow", logs_follow),
@@ -433,6 +437,70 @@ fn signals_are_forwarded(ground: &'static Ground) -> Result<()> {
     )?;
     login.ok(&["rm", "--force", &name])?;
     Ok(())
+}
+
+fn rm_refuses_whose_network_is_shared(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    // The first one's network is the second one's, and that is the third one's.
+    let make = || -> Result<Vec<String>> {
+        let mut ids: Vec<String> = Vec::new();
+        for name in ["first", "second", "third"] {
+            let network = match ids.last() {
+                Some(id) => format!("container:{id}"),
+                None => "bridge".to_owned(),
+            };
+            ids.push(login.ok(&[
+                "run",
+                "--detach",
+                "--name",
+                name,
+                "--network",
+                &network,
+                "busybox",
+                "sleep",
+                "10000",
+            ])?);
+        }
+        Ok(ids)
+    };
+    let ids = make()?;
+    for words in [&["rm", "first"][..], &["rm", "--force", "first"]] {
+        let error = login.refused(125, words)?;
+        let expected = format!(
+            "container {} has dependent containers which must be removed before it: {}",
+            ids[0], ids[1]
+        );
+        expect_contains(error.as_str(), &expected)?;
+        expect_contains(error, "--depend")?;
+    }
+    // What was refused goes on.
+    expect_eq(login.ok(&["ps", "-q"])?.lines().count(), 3)?;
+    // Running ones need --force too.
+    let error = login.refused(125, &["rm", "--depend", "first"])?;
+    expect_contains(error, "as it is running")?;
+    expect_eq(login.ok(&["ps", "-q"])?.lines().count(), 3)?;
+    let removed = login.ok(&["rm", "--force", "--time", "0", "--depend", "first"])?;
+    let expected: Vec<&str> = ids.iter().rev().map(String::as_str).collect();
+    expect_eq(removed.lines().collect::<Vec<_>>(), expected)?;
+    // All of them at once, whatever the order they are named in.
+    for words in [
+        &["rm", "-f", "-t", "0", "first", "second", "third"][..],
+        &["rm", "-f", "-t", "0", "--all"],
+    ] {
+        make()?;
+        login.ok(words)?;
+        expect_eq(login.ok(&["ps", "-aq"])?, "")?;
+    }
+    for words in [
+        &["container", "prune", "--force"][..],
+        &["system", "prune", "--force"],
+    ] {
+        make()?;
+        login.ok(&["stop", "-t", "0", "--all"])?;
+        login.ok(words)?;
+        expect_eq(login.ok(&["ps", "-aq"])?, "")?;
+    }
+    login.is_clean()
 }
 
 fn rm_refuses_running_ones(ground: &'static Ground) -> Result<()> {

@@ -17,6 +17,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             "formats::inspect_has_podman_s_fields",
             inspect_has_podmans_fields,
         ),
+        ground.trial(
+            "formats::inspect_finds_every_kind",
+            inspect_finds_every_kind,
+        ),
         ground.trial("formats::inspect_templates", inspect_templates),
         ground.trial("formats::version_and_info", version_and_info),
         ground.trial(
@@ -372,6 +376,47 @@ fn inspect_has_podmans_fields(ground: &'static Ground) -> Result<()> {
     expect_contains(error, "no-such-thing")
 }
 
+fn inspect_finds_every_kind(ground: &'static Ground) -> Result<()> {
+    let login = ground.fresh_login_with_busybox()?;
+    login.ok(&["network", "create", "both"])?;
+    login.ok(&["network", "create", "net"])?;
+    login.ok(&["volume", "create", "both"])?;
+    login.ok(&["create", "--name", "one", "busybox"])?;
+    for (kind, name) in [
+        ("container", "one"),
+        ("image", "busybox"),
+        ("volume", "both"),
+        ("network", "net"),
+        ("network", "bridge"),
+    ] {
+        let own = login.json(&[kind, "inspect", name])?;
+        expect_eq(&login.json(&["inspect", name])?, &own)?;
+        expect_eq(&login.json(&["inspect", "--type", "all", name])?, &own)?;
+        expect_eq(&login.json(&["inspect", "--type", kind, name])?, &own)?;
+    }
+    // The first kind that has it.
+    let seen = login.json(&["inspect", "-t", "network", "both"])?;
+    expect_eq(&seen, &login.json(&["network", "inspect", "both"])?)?;
+    let volume = login.json(&["inspect", "both"])?;
+    ensure!(volume[0].get("Mountpoint").is_some(), "{volume}");
+    expect_eq(
+        login.ok(&["inspect", "--format", "{{.Driver}}", "both", "net"])?,
+        "local\nbridge",
+    )?;
+    for (kind, word) in [
+        ("container", "no such container"),
+        ("image", "nope"),
+        ("volume", "no such volume"),
+        ("network", "network not found"),
+        ("all", "no such object"),
+    ] {
+        let error = login.refused(125, &["inspect", "--type", kind, "nope"])?;
+        expect_contains(error, word)?;
+    }
+    let error = login.refused(125, &["inspect", "--type", "pod", "nope"])?;
+    expect_contains(error, "choose from")
+}
+
 fn inspect_templates(ground: &'static Ground) -> Result<()> {
     let login = ground.login()?;
     let container = login.sleeper(&["--env", "A=b"])?;
@@ -464,7 +509,7 @@ fn help_is_there_for_every_command(ground: &'static Ground) -> Result<()> {
     for command in [
         "run", "create", "start", "stop", "kill", "rm", "ps", "logs", "exec", "inspect", "wait",
         "attach", "load", "save", "import", "export", "images", "tag", "rmi", "unshare", "info",
-        "version", "system", "volume",
+        "update", "version", "system", "volume",
     ] {
         let help = login.ok(&[command, "--help"])?;
         expect_contains(help.as_str(), "Usage:")?;

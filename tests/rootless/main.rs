@@ -14,6 +14,7 @@ mod isolation;
 mod login;
 mod network_faults;
 mod network_isolation;
+mod network_routes;
 mod networks;
 mod online;
 mod options;
@@ -23,6 +24,7 @@ mod self_healing;
 mod spares;
 mod terminals;
 mod transports;
+mod updates;
 mod volumes;
 
 use std::process::ExitCode;
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 18] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 20] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
         options::trials,
         volumes::trials,
         networks::trials,
+        updates::trials,
         terminals::trials,
         formats::trials,
         transports::trials,
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         online::trials,
         network_isolation::trials,
         network_faults::trials,
+        network_routes::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
     trials.extend(chaos::trials(ground));

@@ -33,6 +33,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
         ),
         ground.trial("network_faults::offline_at_start", offline_at_start),
         ground.trial(
+            "network_faults::a_killed_update_leaves_a_record_that_holds",
+            a_killed_update_leaves_a_record_that_holds,
+        ),
+        ground.trial(
             "network_faults::everything_is_killed_and_nothing_stays",
             everything_is_killed_and_nothing_stays,
         ),
@@ -192,6 +196,59 @@ fn offline_at_start(ground: &'static Ground) -> Result<()> {
             is_online(&container, HOST)?;
             container.exec(&["wire", "lookup", "world.test"]).map(drop)
         })?;
+    }
+    Ok(())
+}
+
+/// An update dies after it has put a port on record that another process has taken. When the uplink has
+/// to be made again, the container has all but that one; and once it is free, asking again is enough.
+fn a_killed_update_leaves_a_record_that_holds(ground: &'static Ground) -> Result<()> {
+    let hosts = Hosts::new(ground)?;
+    for mode in MODES {
+        let login = hosts.login(0)?;
+        let place = Place::new(&login, mode, &["8080:7000"])?;
+        let server = place.server(&login, &["--name", "web"])?;
+        let taken = hosts.start(Side::Host, &["serve", "8090"])?;
+        let supervisor = helpers(&hosts, &login, &["selkie-uplink"]);
+        ensure!(supervisor.len() == 1, "{supervisor:?}");
+        processes::signal(supervisor[0], Signal::STOP);
+        let words = [
+            "update",
+            "--publish-add",
+            "8090:7000",
+            "--publish-add",
+            "8091:7000",
+            "web",
+        ];
+        let update = login.selkie(&words).spawn()?;
+        eventually("the update is on record", || {
+            Ok(login.ok(&["port", "web"])?.contains("8090"))
+        })?;
+        update.signal(Signal::KILL);
+        update.wait()?;
+        processes::signal(supervisor[0], Signal::KILL);
+        for port in ["8080", "8091"] {
+            heals(
+                &format!("{mode:?}: {port} after the uplink was killed"),
+                || {
+                    let seen = hosts.ask(Side::Far, &["who", HOST[0], port, "0"])?;
+                    ensure!(seen == FAR[0], "{seen}");
+                    is_online(&server, HOST)
+                },
+            )?;
+        }
+        let words = ["update", "--publish-add", "8090:7000", "web"];
+        let error = login.refused(125, &words)?;
+        ensure!(error.contains("in use"), "{error}");
+        drop(taken);
+        login.ok(&words)?;
+        hosts.ask(Side::Far, &["who", HOST[0], "8090"])?;
+        login.ok(&["update", "--publish-rm", "8090:7000", "web"])?;
+        ensure!(
+            hosts
+                .ask(Side::Far, &["who", HOST[0], "8090", "0"])
+                .is_err()
+        );
     }
     Ok(())
 }

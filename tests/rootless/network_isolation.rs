@@ -1,7 +1,7 @@
 //! Whom a container must not reach. Every test first shows that the target does answer somebody
 //! else, so that silence is a wall and not a missing server.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 use crate::ground::Ground;
@@ -32,6 +32,10 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
             link_local_services_are_closed,
         ),
         ground.trial(
+            "network_isolation::link_local_addresses_end_at_the_network",
+            link_local_addresses_end_at_the_network,
+        ),
+        ground.trial(
             "network_isolation::gateways_only_tell_names",
             gateways_only_tell_names,
         ),
@@ -42,9 +46,13 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
     ]
 }
 
-/// All addresses of the container but its loopback's.
+/// All addresses of the container but its loopback's and link-local ones.
 fn addresses(container: &Container<'_>) -> Result<Vec<String>> {
-    let text = container.exec(&["ip", "-o", "address", "show", "scope", "global"])?;
+    addresses_of_scope(container, "global")
+}
+
+fn addresses_of_scope(container: &Container<'_>, scope: &str) -> Result<Vec<String>> {
+    let text = container.exec(&["ip", "-o", "address", "show", "scope", scope])?;
     let found: Vec<String> = text
         .lines()
         .filter_map(|line| {
@@ -234,6 +242,97 @@ fn link_local_services_are_closed(ground: &'static Ground) -> Result<()> {
         );
     }
     row.end()
+}
+
+/// With an address that every link has, only those on the same link are reached: in a network the
+/// others that are in it, on the default one nobody; and of the gateway nothing.
+fn link_local_addresses_end_at_the_network(ground: &'static Ground) -> Result<()> {
+    let hosts = Hosts::new(ground)?;
+    let login = hosts.login(0)?;
+    let mut row = Row::default();
+    for network in ["first", "second"] {
+        login.ok(&["network", "create", "--ipv6", network])?;
+    }
+    for mode in [Mode::Default, Mode::User] {
+        let own = match mode {
+            Mode::User => "first",
+            _ => "selkie",
+        };
+        let server = login.detached(&["--network", own, "busybox", "wire", "serve", INSIDE])?;
+        crate::online::is_serving(&server)?;
+        let target = link_local(&server)?;
+        serves_itself(&server, std::slice::from_ref(&target))?;
+        for network in ["first", "second", "selkie"] {
+            let client = login.sleeper(&["--network", network])?;
+            if network == own && mode == Mode::User {
+                // Neighbours.
+                client.exec(&["wire", "who", &target, INSIDE])?;
+                client.exec(&["wire", "udp", &target, INSIDE])?;
+            } else {
+                let mut cells = Row::default();
+                is_unreachable(&mut cells, &client, std::slice::from_ref(&target));
+                row.cell(&format!("from {network} to {own}"), cells.end());
+            }
+        }
+    }
+    for network in ["selkie", "first"] {
+        let client = login.sleeper(&["--network", network])?;
+        let gateway = link_local_of_gateway(&client)?;
+        // It is there.
+        client.exec(&["wire", "ping", &gateway])?;
+        for [first, last] in [["1", "1024"], ["6900", "7100"]] {
+            let open = client.exec(&["wire", "scan", &gateway, first, last])?;
+            let closed = if open.is_empty() {
+                Ok(())
+            } else {
+                Err(anyhow::anyhow!("open: {}", open.replace('\n', ", ")))
+            };
+            row.cell(&format!("gateway of {network}"), closed);
+        }
+    }
+    row.end()
+}
+
+/// The container's own, once the kernel is sure that nobody else has it.
+fn link_local(container: &Container<'_>) -> Result<String> {
+    let mut found = String::new();
+    crate::login::eventually("a link-local address is there", || {
+        let seen = container.exec(&[
+            "ip", "-o", "address", "show", "dev", "eth0", "scope", "link",
+        ])?;
+        Ok(!seen.contains("tentative") && {
+            found = addresses_of_scope(container, "link")
+                .unwrap_or_default()
+                .concat();
+            !found.is_empty()
+        })
+    })?;
+    Ok(format!("{found}%eth0"))
+}
+
+/// Made of its hardware address, as the kernel makes them (RFC 4291, appendix A).
+fn link_local_of_gateway(container: &Container<'_>) -> Result<String> {
+    let gateway = gateways(container)?
+        .into_iter()
+        .find(|gateway| gateway.contains(':'))
+        .context("no IPv6 gateway")?;
+    container.exec(&["wire", "ping", &gateway])?;
+    let neighbours = container.exec(&["ip", "-6", "neigh", "show", &gateway])?;
+    let text = neighbours
+        .split_ascii_whitespace()
+        .skip_while(|word| *word != "lladdr")
+        .nth(1)
+        .with_context(|| format!("no hardware address of {gateway} in {neighbours:?}"))?;
+    let bytes = text
+        .split(':')
+        .map(|byte| u8::from_str_radix(byte, 16))
+        .collect::<std::result::Result<Vec<u8>, _>>()?;
+    let [a, b, c, d, e, f] = <[u8; 6]>::try_from(bytes)
+        .map_err(|_| anyhow::anyhow!("{text:?} is no hardware address"))?;
+    let a = a ^ 2;
+    Ok(format!(
+        "fe80::{a:02x}{b:02x}:{c:02x}ff:fe{d:02x}:{e:02x}{f:02x}%eth0"
+    ))
 }
 
 fn gateways_only_tell_names(ground: &'static Ground) -> Result<()> {

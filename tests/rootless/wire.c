@@ -12,13 +12,14 @@
  *   wire scan TO FIRST LAST     prints the TCP ports that take a connection
  *   wire lookup NAME            asks the servers in /etc/resolv.conf; prints addresses
  *
- * TO is an address or a name to look up. The server reads one line: "who", "sink BYTES",
+ * TO is an address (a link-local one with %INTERFACE) or a name to look up. The server reads one line: "who", "sink BYTES",
  * "source BYTES". Built statically; needs nothing else in an image.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdint.h>
@@ -53,7 +54,15 @@ static int is_address(const char *text, uint16_t port, address *to)
 {
     struct sockaddr_in *v4 = (void *)&to->storage;
     struct sockaddr_in6 *v6 = (void *)&to->storage;
+    char plain[INET6_ADDRSTRLEN];
+    const char *scope = strchr(text, '%');
     memset(to, 0, sizeof *to);
+    if (scope && (size_t)(scope - text) < sizeof plain) {
+        memcpy(plain, text, scope - text);
+        plain[scope - text] = 0;
+        text = plain;
+        v6->sin6_scope_id = if_nametoindex(scope + 1);
+    }
     if (inet_pton(AF_INET, text, &v4->sin_addr) == 1) {
         v4->sin_family = AF_INET;
         v4->sin_port = htons(port);

@@ -1,12 +1,13 @@
 //! Removing containers: the row first, then what it stood for.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use rusqlite::OptionalExtension;
 use selkie_storage::remove_tree;
 
 use crate::container::ContainerId;
-use crate::container::list::no_such_container;
+use crate::container::list::{no_such_container, stored_id};
 use crate::container::spare;
 use crate::database::{Database, Durability};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,8 +22,21 @@ impl Engine {
     /// Removes it; `force` kills it first, `volumes` removes its anonymous volumes too.
     ///
     /// # Errors
-    /// `NotFound`; `Conflict` when it runs and `force` is not given.
+    /// `NotFound`; `Conflict` when it runs and `force` is not given; `InvalidInput` while others share its
+    /// network.
     pub fn remove(&mut self, id: &ContainerId, force: bool, volumes: bool) -> Result<()> {
+        if let Some(dependents) = self.dependents()?.remove(id) {
+            let ids: Vec<&str> = dependents.iter().map(ContainerId::as_str).collect();
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "container {id} has dependent containers which must be removed before it: {}: \
+                     they share its network",
+                    ids.join(", ")
+                ),
+            )
+            .with_hint("selkie rm --depend removes them too"));
+        }
         let deadline = Instant::now() + PATIENCE;
         loop {
             if !self.has_row(id)? {
@@ -71,6 +85,29 @@ impl Engine {
         let removed = remove_row_and_files(&mut self.database, &self.config, id, volumes);
         drop(lock);
         removed
+    }
+
+    /// Those that share the network of another (`--network container:`), oldest first, by the container
+    /// whose network it is.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub fn dependents(&self) -> Result<HashMap<ContainerId, Vec<ContainerId>>> {
+        self.database.read(|connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT id, config ->> '$.options.network.Container' AS owner FROM container \
+                 WHERE owner IS NOT NULL ORDER BY created, id",
+            )?;
+            let mut dependents: HashMap<_, Vec<_>> = HashMap::new();
+            for row in statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))? {
+                let (id, owner): (String, String) = row?;
+                dependents
+                    .entry(stored_id(&owner)?)
+                    .or_default()
+                    .push(stored_id(&id)?);
+            }
+            Ok(dependents)
+        })
     }
 
     fn has_row(&self, id: &ContainerId) -> Result<bool> {

@@ -2,7 +2,7 @@
 //! container runs. A change that the uplink refuses is taken off the record again.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -22,7 +22,7 @@ use crate::database::Durability;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layout::LockedContainer;
 use crate::options::{NetworkMode, NetworkRequest};
-use crate::state::{Observed, observe};
+use crate::state::{Observed, lock_run, observe};
 
 /// How long a change waits for whoever holds a container's lock while it does not run.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
@@ -58,7 +58,7 @@ impl Engine {
             store(transaction, id, &stored)?;
             // One that does not run gets its addresses when it starts.
             let added = match &held {
-                Held::Running(_) => {
+                Held::Running(..) => {
                     let holder = Holder {
                         id,
                         is_active: &|id| is_active(config, id),
@@ -70,7 +70,7 @@ impl Engine {
             };
             Ok((network, added, own_names(id, &name, &stored)))
         })?;
-        let (Held::Running(init), Some(added)) = (&held, added) else {
+        let (Held::Running(init, _), Some(added)) = (&held, added) else {
             return Ok(());
         };
         self.tell(id, *init, |config, live| {
@@ -146,7 +146,7 @@ impl Engine {
             ));
         };
         // Its lease goes last, so that nobody has the address while this one still answers to it.
-        if let (Held::Running(init), Some(removed)) = (&held, &place.attachment) {
+        if let (Held::Running(init, _), Some(removed)) = (&held, &place.attachment) {
             let before = self.connection(id)?;
             let removed = removed.clone();
             self.forget_request(id, &network.name)?;
@@ -197,7 +197,7 @@ impl Engine {
     }
 
     /// Gives the uplink all of a container as it is on record.
-    fn tell(
+    pub(super) fn tell(
         &self,
         id: &ContainerId,
         init: ProcessIdentity,
@@ -251,16 +251,27 @@ impl Engine {
         })
     }
 
-    /// The container that runs, or the lock of one that does not, so that nobody starts it meanwhile.
-    fn hold(&self, id: &ContainerId) -> Result<Held> {
+    /// The lock of a container that runs against other changes, or of one that does not, so that nobody
+    /// starts it meanwhile.
+    pub(super) fn hold(&self, id: &ContainerId) -> Result<Held> {
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
             if let Observed::Running(state) = self.observe(id)? {
-                return Ok(Held::Running(state.init));
+                let Some(lock) = lock_run(&self.config.container_dir(id))? else {
+                    continue;
+                };
+                // Another run may have begun since we looked.
+                match self.observe(id)? {
+                    Observed::Running(now) if now.init == state.init => {
+                        return Ok(Held::Running(state.init, lock));
+                    }
+                    _ => continue,
+                }
             }
             if let Some(lock) = LockedContainer::try_lock(&self.config, id)? {
                 match observe(lock.as_fd(), ".")? {
-                    Observed::Running(state) => return Ok(Held::Running(state.init)),
+                    // By a monitor that has yet to write the end, or is dead.
+                    Observed::Running(_) => {}
                     _ => return Ok(Held::Idle(lock)),
                 }
             }
@@ -276,8 +287,12 @@ impl Engine {
 }
 
 /// A container while it is changed.
-enum Held {
-    Running(ProcessIdentity),
+pub(super) enum Held {
+    /// Its init, and the lock of its run.
+    Running(
+        ProcessIdentity,
+        #[allow(dead_code, reason = "held, not looked at")] OwnedFd,
+    ),
     Idle(#[allow(dead_code, reason = "held, not looked at")] LockedContainer),
 }
 
@@ -311,7 +326,11 @@ pub(super) fn stored(database: &Database, id: &ContainerId) -> Result<(String, C
     Ok((name, ContainerConfig::parse(&json, id.as_str())?))
 }
 
-fn store(transaction: &Transaction<'_>, id: &ContainerId, config: &ContainerConfig) -> Result<()> {
+pub(super) fn store(
+    transaction: &Transaction<'_>,
+    id: &ContainerId,
+    config: &ContainerConfig,
+) -> Result<()> {
     let json = serde_json::to_string(config)
         .map_err(|error| Error::machine("write the container's configuration", error))?;
     transaction.execute(

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use rusqlite::{OptionalExtension, Transaction};
 use selkie_net::address::{self, AddressError, SubnetRequest, overlap};
-use selkie_net::network::{DEFAULT_MTU, DEFAULT_NETWORK, Isolation, Kind, Network, Subnet};
+use selkie_net::network::{
+    DEFAULT_MTU, DEFAULT_NETWORK, Isolation, Kind, Network, StaticRoute, Subnet,
+};
 
 use super::host_routes::{self, HostRoute};
 use super::{StoredNetwork, all, insert, is_default};
@@ -44,6 +46,8 @@ pub struct NetworkOptions {
     pub disable_dns: bool,
     /// Whom its name server asks.
     pub dns_servers: Vec<IpAddr>,
+    /// Routes of its containers.
+    pub routes: Vec<StaticRoute>,
     /// `--label`.
     pub labels: BTreeMap<String, String>,
     /// `--opt`: `mtu` and `isolate`.
@@ -86,6 +90,7 @@ impl Engine {
                 ));
             }
             let subnets = subnets(options, &known, &routes)?;
+            check_routes(&options.routes, &subnets)?;
             let network = StoredNetwork {
                 definition: Network {
                     id: random_id()?,
@@ -95,6 +100,7 @@ impl Engine {
                     mtu: mtu(&options.options, &subnets)?,
                     dns_enabled: !options.disable_dns,
                     dns_servers: options.dns_servers.clone(),
+                    routes: options.routes.iter().map(whole_network).collect(),
                     name,
                     subnets,
                 },
@@ -149,6 +155,7 @@ pub(super) fn ensure_default(transaction: &Transaction<'_>) -> Result<Network> {
             // Its containers cannot reach each other, so they need no names of each other.
             dns_enabled: false,
             dns_servers: Vec::new(),
+            routes: Vec::new(),
         },
         created: now(),
         driver: "bridge".to_owned(),
@@ -283,6 +290,41 @@ fn refuse_taken(subnet: &Subnet, known: &[StoredNetwork], routes: &[HostRoute]) 
         None => Ok(()),
         Some(holder) => Err(AddressError::Taken(*net, holder).into()),
     }
+}
+
+/// Without host bits in its destination.
+fn whole_network(route: &StaticRoute) -> StaticRoute {
+    StaticRoute {
+        destination: route.destination.trunc(),
+        ..route.clone()
+    }
+}
+
+/// The kernel takes only gateways that are on the link.
+fn check_routes(routes: &[StaticRoute], subnets: &[Subnet]) -> Result<()> {
+    for StaticRoute {
+        destination,
+        gateway,
+        ..
+    } in routes
+    {
+        let why = if gateway.is_ipv4() != destination.addr().is_ipv4() {
+            "the gateway is of the other IP family".to_owned()
+        } else if !subnets.iter().any(|net| net.subnet.contains(gateway)) {
+            let subnets: Vec<String> = subnets.iter().map(|net| net.subnet.to_string()).collect();
+            format!(
+                "the gateway is not in the network's subnet {}",
+                subnets.join(" or ")
+            )
+        } else {
+            continue;
+        };
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("route to {destination} by {gateway}: {why}"),
+        ));
+    }
+    Ok(())
 }
 
 fn mtu(options: &BTreeMap<String, String>, subnets: &[Subnet]) -> Result<u32> {

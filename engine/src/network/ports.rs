@@ -1,4 +1,4 @@
-//! Published ports of a new container: what the image exposes, free ports of the host where none was
+//! Published ports of a container: what the image exposes, free ports of the host where none was
 //! named, and no port twice.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -59,18 +59,26 @@ pub(crate) fn settle(options: &mut CreateOptions) -> Result<()> {
     if options.publish_all {
         publish_exposed(options);
     }
-    options.ports.sort();
-    options.ports.dedup();
-    refuse_conflicts(&options.ports)?;
+    settle_mappings(&mut options.ports)
+}
+
+/// Decides those host ports of `mappings` that are to be chosen.
+///
+/// # Errors
+/// `InvalidInput`: a port twice; `Conflict`: none is free.
+pub(super) fn settle_mappings(mappings: &mut Vec<PortMapping>) -> Result<()> {
+    mappings.sort();
+    mappings.dedup();
+    refuse_conflicts(mappings)?;
     // Kept open until all are chosen, so that none is chosen twice.
     let mut reserved = Vec::new();
-    for index in 0..options.ports.len() {
-        if options.ports[index].host_port == 0 {
-            let chosen = choose(&options.ports[index], &options.ports, &mut reserved)?;
-            options.ports[index].host_port = chosen;
+    for index in 0..mappings.len() {
+        if mappings[index].host_port == 0 {
+            let chosen = choose(&mappings[index], mappings, &mut reserved)?;
+            mappings[index].host_port = chosen;
         }
     }
-    options.ports.sort();
+    mappings.sort();
     Ok(())
 }
 
@@ -110,7 +118,7 @@ fn refuse_conflicts(ports: &[PortMapping]) -> Result<()> {
                 ),
             ));
         }
-        if let Some(other) = ports[..index].iter().find(|other| clash(other, mapping)) {
+        if let Some(other) = ports[..index].iter().find(|other| other.clashes(mapping)) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
@@ -121,22 +129,6 @@ fn refuse_conflicts(ports: &[PortMapping]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn clash(a: &PortMapping, b: &PortMapping) -> bool {
-    let same_address = match (a.host_ip, b.host_ip) {
-        (Some(a), Some(b)) => {
-            a == b || (a.is_ipv4() == b.is_ipv4() && (a.is_unspecified() || b.is_unspecified()))
-        }
-        _ => true,
-    };
-    let end = |mapping: &PortMapping| u32::from(mapping.host_port) + u32::from(mapping.count);
-    a.protocol == b.protocol
-        && a.host_port != 0
-        && b.host_port != 0
-        && same_address
-        && u32::from(a.host_port) < end(b)
-        && u32::from(b.host_port) < end(a)
 }
 
 /// The first free port of `among` ports from `mapping`'s host port on, none of which `taken` have.
@@ -153,7 +145,7 @@ pub fn choose_port(mapping: &PortMapping, among: u16, taken: &[PortMapping]) -> 
             host_port: port,
             ..mapping.clone()
         };
-        if taken.iter().any(|other| clash(other, &candidate)) {
+        if taken.iter().any(|other| other.clashes(&candidate)) {
             continue;
         }
         match reserve(&candidate, taken) {
@@ -228,7 +220,7 @@ fn reserve(mapping: &PortMapping, all: &[PortMapping]) -> std::io::Result<(u16, 
         ..mapping.clone()
     };
     if u32::from(first) + u32::from(mapping.count) > 0x1_0000
-        || all.iter().any(|other| clash(other, &candidate))
+        || all.iter().any(|other| other.clashes(&candidate))
     {
         return Err(in_use());
     }
@@ -414,7 +406,7 @@ mod tests {
             let list = list.into_iter().map(|(h, c, n)| mapping(h, c, n)).collect();
             if let Ok(ports) = settled(list) {
                 for (index, one) in ports.iter().enumerate() {
-                    prop_assert!(ports[..index].iter().all(|other| !clash(one, other)));
+                    prop_assert!(ports[..index].iter().all(|other| !one.clashes(other)));
                 }
             }
         }

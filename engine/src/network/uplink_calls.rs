@@ -3,9 +3,11 @@
 //!
 //! A container's places are always told whole: the uplink compares, and changes what differs.
 
+use std::os::fd::{AsFd, BorrowedFd};
+
 use selkie_net::member::Member;
 use selkie_net::network::{Attachment, Network};
-use selkie_net::uplink;
+use selkie_net::uplink::{self, Uplink, UplinkConfig, UplinkError};
 use selkie_sys::process_identity::ProcessIdentity;
 
 use super::connect::Connection;
@@ -53,6 +55,23 @@ pub(crate) fn detach(
     })
 }
 
+/// A container that runs is to have other ports published.
+pub(crate) fn publish(config: &EngineConfig, live: &Live<'_>) -> Result<()> {
+    tell(config, live, || {
+        format!(
+            "change the published ports of container {}",
+            live.member.container
+        )
+    })
+}
+
+/// As far as can be, what is on record holds for a running container, after a change that failed.
+pub(crate) fn recover(config: &EngineConfig, live: &Live<'_>) -> Result<()> {
+    tell_by(config, live, crate::uplink::reattach, || {
+        format!("recover the network of container {}", live.member.container)
+    })
+}
+
 /// Makes a running container's place again from what is on record (`network reload`).
 pub(crate) fn reload(config: &EngineConfig, live: &Live<'_>) -> Result<()> {
     tell(config, live, || {
@@ -61,6 +80,23 @@ pub(crate) fn reload(config: &EngineConfig, live: &Live<'_>) -> Result<()> {
 }
 
 fn tell(config: &EngineConfig, live: &Live<'_>, attempt: impl Fn() -> String) -> Result<()> {
+    tell_by(config, live, crate::uplink::attach, attempt)
+}
+
+/// How a running container is told of: configuration, places, PID and pidfd of its init.
+type Call = fn(
+    &UplinkConfig,
+    &Connection,
+    i32,
+    BorrowedFd<'_>,
+) -> std::result::Result<(Uplink, Vec<String>), UplinkError>;
+
+fn tell_by(
+    config: &EngineConfig,
+    live: &Live<'_>,
+    call: Call,
+    attempt: impl Fn() -> String,
+) -> Result<()> {
     let Some(init) = live.init.open()? else {
         return Err(Error::new(
             ErrorKind::Conflict,
@@ -72,7 +108,7 @@ fn tell(config: &EngineConfig, live: &Live<'_>, attempt: impl Fn() -> String) ->
         networks: live.networks.to_vec(),
         dedicated: None,
     };
-    crate::uplink::attach(&config.uplink(), &connection, live.init.pid, &init)
+    call(&config.uplink(), &connection, live.init.pid, init.as_fd())
         .map(drop)
         .map_err(|error| {
             let error = Error::from(error);

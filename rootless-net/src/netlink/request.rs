@@ -183,6 +183,16 @@ impl Request {
 
     /// A route to `destination` over a link, through `gateway` where one is given.
     pub fn route(destination: IpNet, index: u32, gateway: Option<IpAddr>) -> Self {
+        Self::route_with_metric(destination, index, gateway, None)
+    }
+
+    /// [`Self::route`] that another one with a lower metric goes before.
+    pub fn route_with_metric(
+        destination: IpNet,
+        index: u32,
+        gateway: Option<IpAddr>,
+        metric: Option<u32>,
+    ) -> Self {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination.addr());
         message.header.destination_prefix_length = destination.prefix_len();
@@ -202,6 +212,9 @@ impl Request {
         message
             .attributes
             .extend(gateway.map(|gateway| RouteAttribute::Gateway(RouteAddress::from(gateway))));
+        message
+            .attributes
+            .extend(metric.map(RouteAttribute::Priority));
         Self::new(
             format!("make the route to {destination} over the link {index}"),
             RouteNetlinkMessage::NewRoute(message),

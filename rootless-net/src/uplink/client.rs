@@ -63,6 +63,29 @@ impl Uplink {
         self.finish()
     }
 
+    /// As [`Self::attach`], for a container that runs and has lost its uplink: published ports that others
+    /// have taken since are left out, with a warning.
+    ///
+    /// # Errors
+    /// An interface cannot be made.
+    pub fn reattach(
+        &mut self,
+        member: &Member,
+        networks: &[Network],
+        dedicated: Option<&Dedicated>,
+        network_namespace: BorrowedFd<'_>,
+        init: BorrowedFd<'_>,
+    ) -> Result<Vec<String>, UplinkError> {
+        let request = Request::Attach {
+            member: member.clone(),
+            networks: networks.to_vec(),
+            dedicated: dedicated.cloned(),
+            reconnects: true,
+        };
+        self.send(&request, &[network_namespace, init])?;
+        self.finish()
+    }
+
     /// As [`Self::attach`], without waiting for the answer, which [`Self::finish`] does.
     ///
     /// # Errors
@@ -79,6 +102,7 @@ impl Uplink {
             member: member.clone(),
             networks: networks.to_vec(),
             dedicated: dedicated.cloned(),
+            reconnects: false,
         };
         self.send(&request, &[network_namespace, init])
     }

@@ -28,6 +28,10 @@ pub enum Request {
         networks: Vec<Network>,
         /// A connector of its own instead.
         dedicated: Option<Dedicated>,
+        /// It runs and has lost its uplink: published ports that others have taken since are left out,
+        /// with a warning, rather than keeping it off its networks.
+        #[serde(default)]
+        reconnects: bool,
     },
     /// Forgets a container.
     Detach {

@@ -25,6 +25,8 @@ pub(super) enum ServiceRequest {
         member: Member,
         /// Those it is in.
         networks: Vec<Network>,
+        /// What of its ports that cannot be had.
+        ports: Ports,
     },
     /// It has ended.
     Detach {
@@ -43,8 +45,18 @@ pub(super) enum ServiceRequest {
     },
 }
 
-/// What they answer; also once, by themselves, when they serve or cannot.
-pub(super) type ServiceAnswer = Result<(), ServiceFailure>;
+/// What becomes of a container with published ports that cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Ports {
+    /// An error, and nothing is published.
+    AllOrNothing,
+    /// The others are published.
+    ThoseThereAre,
+}
+
+/// What they answer, with the ports that were left out; also once, by themselves, when they serve or
+/// cannot.
+pub(super) type ServiceAnswer = Result<Vec<PublishError>, ServiceFailure>;
 
 /// Why they could not.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -107,18 +119,22 @@ impl Services {
 
     /// Waits until it serves.
     pub(super) fn ready(&mut self) -> Result<(), Failure> {
-        self.answer()
+        self.answer().map(drop)
     }
 
-    /// Tells it, and waits until it is so.
-    pub(super) fn call(&mut self, request: &ServiceRequest) -> Result<(), Failure> {
+    /// Tells it, and waits until it is so. Gives why ports were left out.
+    pub(super) fn call(&mut self, request: &ServiceRequest) -> Result<Vec<String>, Failure> {
         send(self.channel.as_fd(), request, &[]).map_err(|_| dead())?;
         self.answer()
     }
 
-    fn answer(&mut self) -> Result<(), Failure> {
+    fn answer(&mut self) -> Result<Vec<String>, Failure> {
         match receive::<ServiceAnswer>(&self.channel, &mut self.buffer) {
-            Ok(Some((answer, _))) => answer.map_err(Failure::from),
+            Ok(Some((Ok(left_out), _))) => Ok(left_out
+                .into_iter()
+                .map(|error| Failure::from(ServiceFailure::Publish(error)).message)
+                .collect()),
+            Ok(Some((Err(failure), _))) => Err(failure.into()),
             Ok(None) | Err(_) => Err(dead()),
         }
     }

@@ -21,6 +21,7 @@ use super::client::{self, ANCHOR, LOCK};
 use super::connector::{Connector, Dedicated};
 use super::namespace::{self, failure};
 use super::protocol::{Failure, Reply, Request, Status, receive, send};
+use super::services::Ports;
 use super::trunk::Trunk;
 use super::wiring::open_container;
 use super::{UplinkConfig, UplinkError};
@@ -343,9 +344,15 @@ impl Supervisor {
                 member,
                 networks,
                 dedicated,
+                reconnects,
             } => match <[OwnedFd; 2]>::try_from(fds) {
                 Ok([namespace, pidfd]) => {
-                    match self.attach(member, networks, dedicated, namespace, pidfd) {
+                    let ports = if reconnects {
+                        Ports::ThoseThereAre
+                    } else {
+                        Ports::AllOrNothing
+                    };
+                    match self.attach(member, networks, dedicated, ports, [namespace, pidfd]) {
                         Ok(Some(connector)) => return Answer::Later(connector),
                         Ok(None) => Ok(()),
                         Err(failure) => Err(failure),
@@ -375,8 +382,8 @@ impl Supervisor {
         member: Member,
         networks: Vec<Network>,
         dedicated: Option<Dedicated>,
-        namespace: OwnedFd,
-        pidfd: OwnedFd,
+        ports: Ports,
+        [namespace, pidfd]: [OwnedFd; 2],
     ) -> Result<Option<u32>, Failure> {
         let container = member.container.clone();
         let before = self
@@ -388,14 +395,16 @@ impl Supervisor {
                 .as_ref()
                 .is_some_and(|(member, _)| !member.attachments.is_empty());
         if on_trunk {
-            self.trunk()?.attach(
+            let warnings = self.trunk()?.attach(
                 before
                     .as_ref()
                     .map(|(member, networks)| (member, networks.as_slice())),
                 &member,
                 &networks,
+                ports,
                 namespace.as_fd(),
             )?;
+            self.warnings.extend(warnings);
         }
         let number = self.number();
         self.watch(pidfd.as_fd(), Source::Container(number))

@@ -10,7 +10,7 @@ use selkie_sys::errno::Attempt;
 use super::connector::Connector;
 use super::namespace::{self, failure};
 use super::protocol::Failure;
-use super::services::{ServiceRequest, Services};
+use super::services::{Ports, ServiceRequest, Services};
 use super::wiring::Wiring;
 use super::{UplinkConfig, host_address};
 use crate::member::Member;
@@ -82,14 +82,15 @@ impl Trunk {
     }
 
     /// Connects a container; `before` is what it was connected as. When it fails, a container that was
-    /// not connected is not.
+    /// not connected is not. Gives warnings.
     pub(super) fn attach(
         &mut self,
         before: Option<(&Member, &[Network])>,
         member: &Member,
         networks: &[Network],
+        ports: Ports,
         namespace: BorrowedFd<'_>,
-    ) -> Result<(), Failure> {
+    ) -> Result<Vec<String>, Failure> {
         let container = &member.container;
         let pairs = pairs(member, networks)?;
         if let Some((old, old_networks)) = before {
@@ -109,7 +110,7 @@ impl Trunk {
             .wiring
             .connect(container, &pairs, namespace)
             .map_err(failure)
-            .and_then(|()| self.serve(member, networks));
+            .and_then(|()| self.serve(member, networks, ports));
         if result.is_err() && before.is_none() {
             for (_, network) in &pairs {
                 let _ = self.wiring.disconnect(container, network);
@@ -121,8 +122,13 @@ impl Trunk {
         result
     }
 
-    /// Has the services answer for a container.
-    fn serve(&mut self, member: &Member, networks: &[Network]) -> Result<(), Failure> {
+    /// Has the services answer for a container; which of its ports they do not, and why.
+    fn serve(
+        &mut self,
+        member: &Member,
+        networks: &[Network],
+        ports: Ports,
+    ) -> Result<Vec<String>, Failure> {
         let Some(services) = &mut self.services else {
             return Err(Failure {
                 message: "the uplink's services do not run".into(),
@@ -132,6 +138,7 @@ impl Trunk {
         services.call(&ServiceRequest::Attach {
             member: member.clone(),
             networks: networks.to_vec(),
+            ports,
         })
     }
 
@@ -172,7 +179,9 @@ impl Trunk {
 
     pub(super) fn change_network(&mut self, network: Network) -> Result<(), Failure> {
         match &mut self.services {
-            Some(services) => services.call(&ServiceRequest::ChangeNetwork { network }),
+            Some(services) => services
+                .call(&ServiceRequest::ChangeNetwork { network })
+                .map(drop),
             // Their successors are told what is then.
             None => Ok(()),
         }
@@ -228,8 +237,10 @@ impl Trunk {
         }
         // A port that somebody else has taken meanwhile stays lost; its container goes on.
         containers
-            .filter_map(|(member, networks)| self.serve(member, networks).err())
-            .map(|failure| failure.message)
+            .flat_map(|(member, networks)| {
+                self.serve(member, networks, Ports::ThoseThereAre)
+                    .unwrap_or_else(|failure| vec![failure.message])
+            })
             .collect()
     }
 }

@@ -214,6 +214,18 @@ fn inner_requests(
         .map(|address| Request::address(index, *address))
         .collect();
     requests.push(Request::up(index, None));
+    // The container by which a route leads has none by itself.
+    let is_own = |gateway: IpAddr| attachment.addresses.iter().any(|own| own.addr() == gateway);
+    requests.extend(
+        network
+            .routes
+            .iter()
+            .filter(|route| !is_own(route.gateway))
+            .map(|route| {
+                let (gateway, metric) = (Some(route.gateway), Some(route.metric));
+                Request::route_with_metric(route.destination, index, gateway, metric)
+            }),
+    );
     if network.internal {
         return requests;
     }

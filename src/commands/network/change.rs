@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use clap::ArgMatches;
-use selkie_engine::network::{NetworkOptions, SubnetRequest, range_of};
+use selkie_engine::network::{NetworkOptions, StaticRoute, SubnetRequest, range_of};
 use selkie_engine::options::NetworkRequest;
 use selkie_engine::{Engine, ErrorKind};
 
@@ -15,6 +15,9 @@ use crate::create_options::variables;
 use crate::error::{CliError, Result, for_each};
 use crate::session::Session;
 
+/// Podman's metric of routes that are given none.
+const ROUTE_METRIC: u32 = 100;
+
 /// `network create`.
 pub const CREATE: CommandSpec = CommandSpec {
     name: "create",
@@ -23,7 +26,8 @@ pub const CREATE: CommandSpec = CommandSpec {
     examples: "Examples:
   selkie network create backend
   selkie network create --subnet 10.90.0.0/24 --ip-range 10.90.0.128/25 --ipv6 backend
-  selkie network create --internal --opt mtu=1400 quiet",
+  selkie network create --internal --opt mtu=1400 quiet
+  selkie network create --subnet 10.90.0.0/24 --route 10.8.0.0/16,10.90.0.7 vpn",
     flags: |command| {
         command
             .arg(positional(
@@ -47,6 +51,14 @@ pub const CREATE: CommandSpec = CommandSpec {
                 "Gateway of a --subnet (default: its first address)",
             ))
             .arg(switch("ignore", "A network of that name is no error"))
+            .arg(
+                value(
+                    "interface-name",
+                    "NAME",
+                    "Refused: bridges are inside the login's own uplink, named by what they are",
+                )
+                .hide(true),
+            )
             .arg(switch("internal", "No way out of it, and none in"))
             .arg(list(
                 "ip-range",
@@ -61,6 +73,11 @@ pub const CREATE: CommandSpec = CommandSpec {
             .arg(switch("ipv6", "An IPv6 subnet as well"))
             .arg(list("label", "NAME[=VALUE]", "Add a label"))
             .arg(list("opt", "NAME=VALUE", "mtu=BYTES, or isolate=true|false").short('o'))
+            .arg(list(
+                "route",
+                "CIDR,GATEWAY[,METRIC]",
+                "Route that its containers have, by a gateway in a --subnet (default metric: 100)",
+            ))
             .arg(list(
                 "subnet",
                 "CIDR",
@@ -168,6 +185,14 @@ fn create(session: &Session, matches: &ArgMatches) -> Result<u8> {
         ))
         .with_hint("addresses are given out by Selkie itself: host-local"));
     }
+    if matches.text("interface-name").is_some() {
+        return Err(CliError::new(
+            "--interface-name: the bridge cannot be named: its name tells the login's firewall what it may do",
+        )
+        .with_hint(
+            "no host has such a bridge: it is inside the uplink, and network inspect shows its name",
+        ));
+    }
     let options = NetworkOptions {
         name: matches.text("name").map(str::to_owned),
         subnets: subnets(
@@ -179,6 +204,7 @@ fn create(session: &Session, matches: &ArgMatches) -> Result<u8> {
         internal: matches.on("internal"),
         disable_dns: matches.on("disable-dns"),
         dns_servers: addresses("dns", &matches.texts("dns"))?,
+        routes: routes(&matches.texts("route"))?,
         labels: variables::labels(&[], &matches.texts("label"))?,
         options: driver_options(&matches.texts("opt"))?,
     };
@@ -276,6 +302,32 @@ fn range(text: &str) -> Result<(IpAddr, IpAddr)> {
         return Ok((address(first)?, address(last)?));
     }
     Ok(range_of(&text.parse().map_err(|_| bad())?))
+}
+
+/// `10.0.0.0/8,10.90.0.7` or `10.0.0.0/8,10.90.0.7,50`.
+fn routes(texts: &[String]) -> Result<Vec<StaticRoute>> {
+    let route = |text: &str| {
+        let mut fields = text.split(',');
+        let route = StaticRoute {
+            destination: fields.next()?.parse().ok()?,
+            gateway: fields.next()?.parse().ok()?,
+            metric: match fields.next() {
+                Some(metric) => metric.parse().ok()?,
+                None => ROUTE_METRIC,
+            },
+        };
+        fields.next().is_none().then_some(route)
+    };
+    texts
+        .iter()
+        .map(|text| {
+            route(text).ok_or_else(|| {
+                CliError::new(format!("--route {text}: not a route")).with_hint(
+                    "write it as 10.0.0.0/8,10.90.0.7 or, with a metric, 10.0.0.0/8,10.90.0.7,50",
+                )
+            })
+        })
+        .collect()
 }
 
 fn addresses(flag: &str, texts: &[String]) -> Result<Vec<IpAddr>> {
@@ -419,6 +471,7 @@ mod tests {
         fn no_text_panics(text in ".*") {
             let one = vec![text.clone()];
             let _ = range(&text);
+            let _ = routes(&one);
             let _ = driver_options(&one);
             let _ = subnets(&one, &one, &one);
         }

@@ -1,6 +1,6 @@
 //! The process itself: one thread that serves, and one in the uplink namespace that makes sockets.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::super::namespace::failure;
 use super::super::protocol::{receive, send};
-use super::{ServiceAnswer, ServiceFailure, ServiceRequest};
+use super::{Ports, ServiceAnswer, ServiceFailure, ServiceRequest};
 use crate::forwarder::sandbox::Sandbox;
 use crate::forwarder::{Forwarder, HostTables, Limits, Target, UplinkSockets};
 use crate::member::Member;
@@ -107,7 +107,7 @@ async fn serve(
         .attempt(|| "watch the channel to the supervisor")?;
     let mut buffer = Vec::new();
     // It serves from here on.
-    answer(&channel, &Ok(()))?;
+    answer(&channel, &Ok(Vec::new()))?;
     loop {
         channel
             .readable()
@@ -164,32 +164,42 @@ struct ServicesInside {
 impl ServicesInside {
     async fn perform(&mut self, request: ServiceRequest) -> ServiceAnswer {
         match request {
-            ServiceRequest::Attach { member, networks } => self.attach(member, &networks).await,
+            ServiceRequest::Attach {
+                member,
+                networks,
+                ports,
+            } => self.attach(member, &networks, ports).await,
             ServiceRequest::Detach { container } => {
                 self.members.remove(&container);
                 self.views.remove_container(&container);
                 self.forwarder.unpublish(&container).await;
-                Ok(())
+                Ok(Vec::new())
             }
             ServiceRequest::ChangeNetwork { network } => self
                 .serve_names(&network)
                 .await
+                .map(|()| Vec::new())
                 .map_err(|error| ServiceFailure::Other(failure(error))),
             ServiceRequest::RemoveNetwork { name } => {
                 self.networks.remove(&name);
                 self.views.remove_network(&name);
-                Ok(())
+                Ok(Vec::new())
             }
         }
     }
 
-    async fn attach(&mut self, member: Member, networks: &[Network]) -> ServiceAnswer {
+    async fn attach(
+        &mut self,
+        member: Member,
+        networks: &[Network],
+        ports: Ports,
+    ) -> ServiceAnswer {
         for network in networks {
             self.serve_names(network)
                 .await
                 .map_err(|error| ServiceFailure::Other(failure(error)))?;
         }
-        self.publish(&member, networks).await?;
+        let left_out = self.publish(&member, networks, ports).await?;
         let container = &member.container;
         if let Some(before) = self.members.get(container) {
             for attachment in &before.attachments {
@@ -218,7 +228,7 @@ impl ServicesInside {
                 })?;
         }
         self.members.insert(container.clone(), member);
-        Ok(())
+        Ok(left_out)
     }
 
     /// Serves names on a network's gateways.
@@ -267,35 +277,61 @@ impl ServicesInside {
         Ok(())
     }
 
-    /// Publishes what `member` has and is not published, and the other way round; all or nothing of
-    /// what is new.
-    async fn publish(&mut self, member: &Member, networks: &[Network]) -> ServiceAnswer {
+    /// Publishes what `member` has and is not published, and the other way round. Port by port, so that
+    /// those that stay of a range that changes are not touched.
+    async fn publish(
+        &mut self,
+        member: &Member,
+        networks: &[Network],
+        ports: Ports,
+    ) -> ServiceAnswer {
         let container = &member.container;
         let target = target(member, networks);
-        let published: Vec<PortMapping> = self
+        let wanted: HashSet<PortMapping> =
+            member.ports.iter().flat_map(PortMapping::singles).collect();
+        let before: HashSet<PortMapping> = self
             .forwarder
             .published()
             .filter(|(of, _)| of == container)
             .map(|(_, mapping)| mapping.clone())
             .collect();
-        if !published.is_empty() {
+        if !before.is_empty() {
             self.forwarder.retarget(container, target.clone());
         }
-        let new: Vec<PortMapping> = member
-            .ports
-            .iter()
-            .filter(|port| !published.contains(port))
-            .cloned()
-            .collect();
-        if !new.is_empty() {
-            self.forwarder
-                .publish(container, &new, target)
-                .map_err(ServiceFailure::Publish)?;
-        }
-        for mapping in published.iter().filter(|port| !member.ports.contains(port)) {
+        let mut new: Vec<PortMapping> = wanted.difference(&before).cloned().collect();
+        new.sort();
+        // A port of the host that is to lead elsewhere must be free first.
+        let (in_the_way, old): (Vec<&PortMapping>, Vec<&PortMapping>) = before
+            .difference(&wanted)
+            .partition(|old| new.iter().any(|new| new.clashes(old)));
+        for mapping in &in_the_way {
             self.forwarder.unpublish_mapping(container, mapping).await;
         }
-        Ok(())
+        let mut left_out = Vec::new();
+        let published = match new.as_slice() {
+            [] => Ok(()),
+            new => self.forwarder.publish(container, new, target.clone()),
+        };
+        match published {
+            Ok(()) => {}
+            Err(error) if ports == Ports::AllOrNothing => {
+                let taken_back: Vec<PortMapping> = in_the_way.into_iter().cloned().collect();
+                self.forwarder
+                    .publish(container, &taken_back, target)
+                    .map_err(ServiceFailure::Publish)?;
+                return Err(ServiceFailure::Publish(error));
+            }
+            Err(_) => {
+                for mapping in &new {
+                    let one = std::slice::from_ref(mapping);
+                    left_out.extend(self.forwarder.publish(container, one, target.clone()).err());
+                }
+            }
+        }
+        for mapping in old {
+            self.forwarder.unpublish_mapping(container, mapping).await;
+        }
+        Ok(left_out)
     }
 }
 
