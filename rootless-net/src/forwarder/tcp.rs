@@ -126,7 +126,7 @@ async fn attempt(
 ) -> io::Result<TcpStream> {
     let socket = shared
         .sockets
-        .transparent(Transport::Stream, source)
+        .outgoing(Transport::Stream, source)
         .await?;
     let connection = TcpSocket::from_std_stream(socket.into())
         .connect(destination)

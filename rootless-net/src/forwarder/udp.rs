@@ -157,7 +157,7 @@ impl Port {
         let share = self.share()?;
         let sockets = &self.shared.sockets;
         let socket = sockets
-            .transparent(Transport::Datagram, path.source)
+            .outgoing(Transport::Datagram, path.source)
             .await?;
         let destination = SocketAddr::new(path.destination, self.port);
         socket.connect(&destination.into())?;

@@ -23,14 +23,30 @@ use selkie_sys::errno::{Attempt, SysResult};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
-/// How many transparent sockets of one kind are made at once.
+/// How many sockets of one kind are made at once.
 const BATCH: usize = 8;
 
 /// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
 const QUEUE: usize = 1 << 20;
 
-/// What the thread needs: to make sockets transparent, and to bind ports below 1024.
-const NEEDED: CapabilitySet = CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE);
+/// With what addresses sockets send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sources {
+    /// With any, whosever it is.
+    Any,
+    /// With those of the namespace, as the kernel chooses.
+    Own,
+}
+
+impl Sources {
+    /// What the thread needs: to make sockets transparent, and to bind ports below 1024.
+    fn capabilities(self) -> CapabilitySet {
+        match self {
+            Self::Any => CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE),
+            Self::Own => CapabilitySet::empty(),
+        }
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -39,6 +55,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct UplinkSockets {
     jobs: mpsc::Sender<Job>,
     ready: Arc<Mutex<[Vec<Socket>; 4]>>,
+    sources: Sources,
 }
 
 /// What a socket carries.
@@ -52,14 +69,14 @@ impl UplinkSockets {
     /// Starts the thread, which enters `namespace` (needs `CAP_SYS_ADMIN` in the caller's user
     /// namespace and in the one that owns it) and then gives up every capability but those for
     /// making sockets. What can fail has been tried when this returns.
-    pub fn start(namespace: OwnedFd) -> SysResult<Self> {
+    pub fn start(namespace: OwnedFd, sources: Sources) -> SysResult<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (report, entered) = mpsc::channel();
         thread::Builder::new()
             .name("uplink".into())
             .stack_size(128 * 1024)
             .spawn(move || {
-                let result = enter(&namespace);
+                let result = enter(&namespace, sources);
                 drop(namespace);
                 let failed = result.is_err();
                 if report.send(result).is_ok() && !failed {
@@ -73,6 +90,7 @@ impl UplinkSockets {
         Ok(Self {
             jobs,
             ready: Arc::default(),
+            sources,
         })
     }
 
@@ -97,15 +115,18 @@ impl UplinkSockets {
         Ok(socket.into())
     }
 
-    /// A nonblocking socket that sends with the address `source`, whosever it is. Its port is kept
-    /// when it is free, and left to the kernel when it is 0 or taken. Closing a stream resets it until
-    /// its linger option is taken away.
-    pub(super) async fn transparent(
+    /// A nonblocking socket that sends with the address `source`, whosever it is, unless these are
+    /// [`Sources::Own`]. Its port is kept when it is free, and left to the kernel when it is 0 or taken.
+    /// Closing a stream resets it until its linger option is taken away.
+    pub(super) async fn outgoing(
         &self,
         transport: Transport,
         source: SocketAddr,
     ) -> io::Result<Socket> {
         let mut socket = self.take(transport, source.is_ipv4()).await?;
+        if self.sources == Sources::Own {
+            return Ok(socket);
+        }
         if source.port() != 0 {
             let mut bound = socket.bind(&source.into());
             if matches!(&bound, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
@@ -133,9 +154,12 @@ impl UplinkSockets {
         if let Some(socket) = self.ready()[kind].pop() {
             return Ok(socket);
         }
+        let sources = self.sources;
         let mut made = self
             .run(move || -> io::Result<Vec<Socket>> {
-                (0..BATCH).map(|_| transparent(transport, v4)).collect()
+                (0..BATCH)
+                    .map(|_| outgoing(transport, v4, sources))
+                    .collect()
             })
             .await??;
         let socket = made.pop().ok_or(io::ErrorKind::Other)?;
@@ -160,16 +184,17 @@ impl UplinkSockets {
     }
 }
 
-fn enter(namespace: &OwnedFd) -> SysResult<()> {
+fn enter(namespace: &OwnedFd, sources: Sources) -> SysResult<()> {
     let network = Some(LinkNameSpaceType::Network);
     rustix::thread::move_into_link_name_space(namespace.as_fd(), network)
         .attempt(|| "setns into the uplink namespace")?;
+    let needed = sources.capabilities();
     let sets = CapabilitySets {
-        effective: NEEDED,
-        permitted: NEEDED,
+        effective: needed,
+        permitted: needed,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).attempt(|| "keep only CAP_NET_RAW and CAP_NET_BIND_SERVICE")
+    set_capabilities(None, sets).attempt(|| format!("keep only the capabilities {needed:?}"))
 }
 
 fn free_bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -189,17 +214,17 @@ fn free_bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<
     Ok(socket)
 }
 
-fn transparent(transport: Transport, v4: bool) -> io::Result<Socket> {
+fn outgoing(transport: Transport, v4: bool, sources: Sources) -> io::Result<Socket> {
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let (kind, protocol) = match transport {
         Transport::Stream => (Type::STREAM, Protocol::TCP),
         Transport::Datagram => (Type::DGRAM, Protocol::UDP),
     };
     let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
-    if v4 {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
-        socket.set_ip_transparent_v6(true)?;
+    match (sources, v4) {
+        (Sources::Any, true) => socket.set_ip_transparent_v4(true)?,
+        (Sources::Any, false) => socket.set_ip_transparent_v6(true)?,
+        (Sources::Own, _) => {}
     }
     match transport {
         Transport::Stream => {
