@@ -20,6 +20,7 @@ mod options;
 mod processes;
 mod refusals;
 mod self_healing;
+mod slirp4netns;
 mod spares;
 mod terminals;
 mod transports;
@@ -41,7 +42,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 18] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 19] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         online::trials,
         network_isolation::trials,
         network_faults::trials,
+        slirp4netns::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
     trials.extend(chaos::trials(ground));

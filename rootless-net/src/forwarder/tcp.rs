@@ -124,10 +124,7 @@ async fn attempt(
     source: SocketAddr,
     destination: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let socket = shared
-        .sockets
-        .outgoing(Transport::Stream, source)
-        .await?;
+    let socket = shared.sockets.outgoing(Transport::Stream, source).await?;
     let connection = TcpSocket::from_std_stream(socket.into())
         .connect(destination)
         .await?;

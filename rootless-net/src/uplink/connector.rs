@@ -135,9 +135,8 @@ impl Connector {
         let ports = match &dedicated {
             Dedicated::Slirp4netns { options, ports, .. } if !ports.is_empty() => {
                 let options = slirp_options(options);
-                (options.port_handler() == PortHandler::Rootlesskit).then(|| {
-                    OwnPorts::new(container, ports.clone(), options.addresses().container)
-                })
+                (options.port_handler() == PortHandler::Rootlesskit)
+                    .then(|| OwnPorts::new(container, ports.clone(), options.addresses().container))
             }
             _ => None,
         };
@@ -291,7 +290,10 @@ impl Connector {
         );
         let guard = is_slirp4netns.then(|| MemoryGuard::new(process, BOUNDS))?;
         guard
-            .map_err(|error| self.warnings.push(format!("its memory is not watched: {error}")))
+            .map_err(|error| {
+                self.warnings
+                    .push(format!("its memory is not watched: {error}"))
+            })
             .ok()
     }
 

@@ -59,10 +59,7 @@ pub(super) struct ServiceProcess {
 impl ServiceProcess {
     /// Forks it; `run` is what it does, given its end of the channel and its parent. The process ends
     /// with it. The caller has one thread.
-    pub(super) fn fork(
-        name: &'static str,
-        run: impl FnOnce(OwnedFd, Pid),
-    ) -> SysResult<Self> {
+    pub(super) fn fork(name: &'static str, run: impl FnOnce(OwnedFd, Pid)) -> SysResult<Self> {
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::SEQPACKET,

@@ -3,7 +3,9 @@
 use std::thread::JoinHandle;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
-use selkie_net::forwarder::{Forwarder, HostTables, Limits, PublishError, Sources, Target, UplinkSockets};
+use selkie_net::forwarder::{
+    Forwarder, HostTables, Limits, PublishError, Sources, Target, UplinkSockets,
+};
 use selkie_net::port_mapping::{PortMapping, Protocol};
 use tokio::sync::{mpsc, oneshot};
 

@@ -96,8 +96,7 @@ fn confine(setup: &Setup<'_>) -> SysResult<(UplinkSockets, HostTables)> {
     let (sockets, _) = sandbox
         .enter(namespace, setup.sources)
         .map_err(|error| SysError::new(error.to_string(), Errno::PERM))?;
-    rustix::io::ioctl_fionbio(&setup.channel, true)
-        .attempt(|| "make a channel non-blocking")?;
+    rustix::io::ioctl_fionbio(&setup.channel, true).attempt(|| "make a channel non-blocking")?;
     Ok((sockets, tables))
 }
 

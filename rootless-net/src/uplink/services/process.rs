@@ -30,12 +30,7 @@ const RESOLVER_PLACES: [&str; 5] = [
 ];
 
 /// Serves until the supervisor goes, whose process is `parent`.
-pub(super) fn run(
-    channel: OwnedFd,
-    uplink: BorrowedFd<'_>,
-    resolv_conf: &Path,
-    parent: Pid,
-) -> ! {
+pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, resolv_conf: &Path, parent: Pid) -> ! {
     let mut readable: Vec<PathBuf> = RESOLVER_PLACES.iter().map(PathBuf::from).collect();
     readable.extend(resolv_conf.parent().map(Path::to_owned));
     let setup = Setup {
@@ -112,10 +107,9 @@ impl ServicesInside {
                 self.forwarder.unpublish(&container).await;
                 Ok(())
             }
-            ServiceRequest::ChangeNetwork { network } => self
-                .serve_names(&network)
-                .await
-                .map_err(other),
+            ServiceRequest::ChangeNetwork { network } => {
+                self.serve_names(&network).await.map_err(other)
+            }
             ServiceRequest::RemoveNetwork { name } => {
                 self.networks.remove(&name);
                 self.views.remove_network(&name);
@@ -126,9 +120,7 @@ impl ServicesInside {
 
     async fn attach(&mut self, member: Member, networks: &[Network]) -> Answer {
         for network in networks {
-            self.serve_names(network)
-                .await
-                .map_err(other)?;
+            self.serve_names(network).await.map_err(other)?;
         }
         self.publish(&member, networks).await?;
         let container = &member.container;
@@ -154,9 +146,7 @@ impl ServicesInside {
             };
             self.views
                 .set_member(&attachment.network, view)
-                .map_err(|error| {
-                    other(SysError::new(error.to_string(), Errno::NOENT))
-                })?;
+                .map_err(|error| other(SysError::new(error.to_string(), Errno::NOENT)))?;
         }
         self.members.insert(container.clone(), member);
         Ok(())
