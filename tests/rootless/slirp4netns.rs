@@ -106,9 +106,9 @@ fn connections_that_get_stuck_later_are_capped(ground: &'static Ground) -> Resul
     let login = hosts.login(0)?;
     let container = login.sleeper(&["--network", "slirp4netns"])?;
     let first = program(&hosts, &login)?;
+    let command = ["wire", "stuck", WORLD[0], PORT, "6000", "3", "late"];
     let mut peak = 0;
     std::thread::scope(|scope| -> Result<()> {
-        let command = ["wire", "stuck", WORLD[0], PORT, "6000", "3", "late"];
         let client = scope.spawn(|| container.try_exec(&command));
         while !client.is_finished() {
             let now = helpers(&hosts, &login, &["slirp4netns"])
