@@ -208,7 +208,7 @@ fn memory_is_guarded() -> Result<(), String> {
         inside(&namespace, || {
             let address = format!("{FAR4}:{WHO}").parse().unwrap();
             let patience = Duration::from_millis(200);
-            let open: Vec<TcpStream> = (0..320)
+            let open: Vec<TcpStream> = (0..280)
                 .filter_map(|_| TcpStream::connect_timeout(&address, patience).ok())
                 .collect();
             assert!((200..300).contains(&open.len()), "{}", open.len());
