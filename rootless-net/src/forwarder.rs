@@ -23,6 +23,9 @@
 //! A client whose address would lead the answers elsewhere (the host's loopback, link-local ones, the
 //! container's own subnet, the other family) is shown with the address of the gateway instead.
 //!
+//! Where there is no such gateway, because a program of the container's own connects it with the host,
+//! the sockets are made in the container's namespace and none is transparent ([`Sources::Own`]).
+//!
 //! The process forwards bytes between strangers, so it lives in a [`sandbox`].
 
 mod descriptors;
@@ -51,7 +54,7 @@ use tokio::task::JoinHandle;
 pub use self::holder::{Holder, HostTables};
 pub use self::publish_error::{HostPort, PublishError};
 pub use self::target::Target;
-pub use self::uplink_sockets::UplinkSockets;
+pub use self::uplink_sockets::{Sources, UplinkSockets};
 
 use self::descriptors::{Descriptors, Share};
 use self::listening::Listening;

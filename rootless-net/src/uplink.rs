@@ -14,13 +14,15 @@
 //!  └────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Three processes, all of the login, none with a privilege on the host:
+//! Processes, all of the login, none with a privilege on the host:
 //! - The *supervisor* ([`supervisor`]) makes the namespace, loads the rules, connects and disconnects
 //!   containers on request, and mends what breaks: pasta when it dies or when the host gains a way out
 //!   in a family it had none in, the services when they die.
 //! - The *connector* (pasta) carries packets between `uplink0` and sockets of the host.
 //! - The *services* ([`services`]) answer names and relay published ports. They read what strangers
 //!   send, so they are confined: no files but `resolv.conf`, no programs.
+//! - A container with a connector of its own that does not publish its ports itself has a forwarder beside
+//!   it ([`own_ports`]).
 //!
 //! The supervisor is started by the first command that needs it ([`connect`]) and ends ten seconds
 //! after its last container. It keeps nothing on disk: the engine says what a container has, and says it again
@@ -36,7 +38,9 @@ mod client;
 mod connector;
 mod host_address;
 mod namespace;
+mod own_ports;
 mod protocol;
+mod service_process;
 mod services;
 mod supervisor;
 mod trunk;

@@ -62,7 +62,7 @@ pub struct Surroundings<'a> {
 pub struct Limits {
     /// Bytes of address space.
     pub address_space: Option<u64>,
-    /// Open descriptors.
+    /// Open descriptors. The soft limit is raised to this as far as the hard one permits.
     pub descriptors: Option<u64>,
 }
 
@@ -226,8 +226,8 @@ fn become_program(
         }
         let first_unwanted = moved.len() as i32;
         child::close_on_exec_from(first_unwanted).attempt(|| "mark descriptors close-on-exec")?;
-        limit(Resource::As, limits.address_space)?;
-        limit(Resource::Nofile, limits.descriptors)
+        lower(Resource::As, limits.address_space)?;
+        set_descriptors(limits.descriptors)
     };
     match prepare() {
         Err(error) => error,
@@ -239,7 +239,7 @@ fn become_program(
 }
 
 /// Lowers a limit; one that is lower already stays.
-fn limit(resource: Resource, most: Option<u64>) -> SysResult<()> {
+fn lower(resource: Resource, most: Option<u64>) -> SysResult<()> {
     let Some(most) = most else {
         return Ok(());
     };
@@ -250,6 +250,20 @@ fn limit(resource: Resource, most: Option<u64>) -> SysResult<()> {
         maximum: lower(present.maximum),
     };
     setrlimit(resource, limits).attempt(|| format!("limit {resource:?} to {most}"))
+}
+
+fn set_descriptors(most: Option<u64>) -> SysResult<()> {
+    let Some(most) = most else {
+        return Ok(());
+    };
+    let most = getrlimit(Resource::Nofile)
+        .maximum
+        .map_or(most, |hard| hard.min(most));
+    let limits = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    setrlimit(Resource::Nofile, limits).attempt(|| format!("limit descriptors to {most}"))
 }
 
 fn c_string(bytes: Vec<u8>) -> SysResult<CString> {

@@ -63,7 +63,7 @@ pub fn flags(command: Command) -> Command {
             value("mac-address", "ADDRESS", "MAC address in its network"),
             list("mount", "type=TYPE,…", "Mount something: type=bind|volume|tmpfs, source=, destination=, readonly, …"),
             value("name", "NAME", "Name of the container (default: a random one)"),
-            list("network", "MODE", "Network to be in: NAME[:ip=,ip6=,mac=,alias=,interface_name=] (several possible; default: the network selkie), none, host, pasta[:OPTIONS], slirp4netns[:OPTIONS], container:NAME, ns:PATH").alias("net"),
+            list("network", "MODE", "Network to be in: NAME[:ip=,ip6=,mac=,alias=,interface_name=] (several possible; default: the network selkie), none, host, pasta[:OPTIONS], slirp4netns[:OPTIONS] (as in Podman; port_handler=slirp4netns keeps client addresses), container:NAME, ns:PATH").alias("net"),
             list("network-alias", "NAME", "Further name in its networks").alias("net-alias"),
             switch("no-hostname", "Leave /etc/hostname to the image"),
             switch("no-hosts", "Leave /etc/hosts to the image"),

@@ -21,6 +21,7 @@ mod options;
 mod processes;
 mod refusals;
 mod self_healing;
+mod slirp4netns;
 mod spares;
 mod terminals;
 mod transports;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 20] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 21] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         network_isolation::trials,
         network_faults::trials,
         network_routes::trials,
+        slirp4netns::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();
     trials.extend(chaos::trials(ground));

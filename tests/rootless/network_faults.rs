@@ -48,7 +48,7 @@ pub fn trials(ground: &'static Ground) -> Vec<Trial> {
 }
 
 /// The login's processes by these names. Other tests run with the same user, but not on this host.
-fn helpers(hosts: &Hosts, login: &Login, names: &[&str]) -> Vec<i32> {
+pub fn helpers(hosts: &Hosts, login: &Login, names: &[&str]) -> Vec<i32> {
     processes::all()
         .into_iter()
         .filter(|process| login.user.owns_uid(process.uid))
@@ -66,7 +66,7 @@ fn helpers(hosts: &Hosts, login: &Login, names: &[&str]) -> Vec<i32> {
 const PASTA: &[&str] = &["pasta", "passt"];
 
 /// Waits until it is so and prints how long that took.
-fn heals(what: &str, mut is_so: impl FnMut() -> Result<()>) -> Result<()> {
+pub fn heals(what: &str, mut is_so: impl FnMut() -> Result<()>) -> Result<()> {
     let start = Instant::now();
     let mut last = String::new();
     let healed = within(PATIENCE, what, || match is_so() {
@@ -259,7 +259,13 @@ fn everything_is_killed_and_nothing_stays(ground: &'static Ground) -> Result<()>
     let hosts = Hosts::new(ground)?;
     let login = hosts.login(0)?;
     let port = format!("8080:{INSIDE}");
-    for mode in [Mode::Default, Mode::Pasta, Mode::Slirp4netns, Mode::User] {
+    for mode in [
+        Mode::Default,
+        Mode::Pasta,
+        Mode::Slirp4netns,
+        Mode::Slirp4netnsPorts,
+        Mode::User,
+    ] {
         let place = Place::new(&login, mode, &[&port])?;
         let server = place.server(&login, &["--name", "killed"])?;
         heals(&format!("{mode:?}: in at first"), || {

@@ -9,6 +9,10 @@
  *   wire send TO PORT BYTES     sends, and compares the server's checksum
  *   wire receive TO PORT BYTES  receives, and compares the checksum
  *   wire many TO PORT COUNT     so many connections at once; prints how many had an answer
+ *   wire series TO PORT COUNT   so many connections one after the other; prints how many had an answer
+ *   wire stuck TO PORT COUNT SECONDS [late]   so many connections on which both sides say what nobody reads,
+ *                               each as soon as it is open or, late, when all are; prints how many there are,
+ *                               and keeps them for a while
  *   wire scan TO FIRST LAST     prints the TCP ports that take a connection
  *   wire lookup NAME            asks the servers in /etc/resolv.conf; prints addresses
  *
@@ -635,6 +639,65 @@ static int many(const char *name, uint16_t port, int count)
     return answered != count;
 }
 
+static int series(const char *name, uint16_t port, int count)
+{
+    char text[128];
+    int answered = 0;
+    address to;
+    if (!find(name, port, &to))
+        die(name);
+    for (int i = 0; i < count; i++) {
+        struct timeval patience = { 5, 0 };
+        int fd = connected(&to, 5000);
+        if (fd < 0) {
+            fprintf(stderr, "wire: connection %d: %s\n", i, strerror(errno));
+            continue;
+        }
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+        /* The server ends first: that is what the world in between has to remember. */
+        answered += send(fd, "who\n", 4, MSG_NOSIGNAL) == 4 && read_line(fd, text, sizeof text) > 0 &&
+                    recv(fd, text, 1, 0) == 0;
+        close(fd);
+    }
+    printf("%d\n", answered);
+    return answered != count;
+}
+
+/* The server is asked for more than is read here, so that it does not read what is said here either. */
+static void babble(int fd)
+{
+    static const char request[] = "source 1000000000\n", words[65536] = "";
+    send(fd, request, strlen(request), MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (send(fd, words, sizeof words, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+        ;
+}
+
+static int stuck(const char *name, uint16_t port, int count, double seconds, int late)
+{
+    static const char words[65536] = "";
+    int *fds = calloc(count, sizeof *fds), open = 0;
+    address to;
+    if (!fds || !find(name, port, &to))
+        die(name);
+    for (int i = 0; i < count; i++) {
+        int fd = connected(&to, 2000);
+        if (fd < 0)
+            continue;
+        fds[open++] = fd;
+        if (!late)
+            babble(fd);
+    }
+    printf("%d\n", open);
+    fflush(stdout);
+    for (int i = 0; late && i < open; i++)
+        babble(fds[i]);
+    for (double end = now() + seconds; now() < end; poll(NULL, 0, 100))
+        for (int i = 0; i < open; i++)
+            while (send(fds[i], words, sizeof words, MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+                ;
+    return 0;
+}
+
 static int scan(const char *name, int first, int last)
 {
     enum { AT_ONCE = 256 };
@@ -702,10 +765,14 @@ int main(int argc, char **argv)
         return transfer(argv[2], atoi(argv[3]), strtoul(argv[4], NULL, 10), 0);
     if (!strcmp(verb, "many") && argc == 5)
         return many(argv[2], atoi(argv[3]), atoi(argv[4]));
+    if (!strcmp(verb, "series") && argc == 5)
+        return series(argv[2], atoi(argv[3]), atoi(argv[4]));
+    if (!strcmp(verb, "stuck") && argc >= 6)
+        return stuck(argv[2], atoi(argv[3]), atoi(argv[4]), atof(argv[5]), argc > 6 && !strcmp(argv[6], "late"));
     if (!strcmp(verb, "scan") && argc == 5)
         return scan(argv[2], atoi(argv[3]), atoi(argv[4]));
     if (!strcmp(verb, "lookup") && argc == 3)
         return print_lookup(argv[2]);
-    fprintf(stderr, "usage: wire serve|serve-at|dns|who|udp|ping|send|receive|many|scan|lookup …, see its source\n");
+    fprintf(stderr, "usage: wire serve|serve-at|dns|who|udp|ping|send|receive|many|series|stuck|scan|lookup …, see its source\n");
     return 2;
 }

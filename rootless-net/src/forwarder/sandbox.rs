@@ -25,7 +25,7 @@ use selkie_sys::SysError;
 use selkie_sys::errno::Attempt;
 use serde::{Deserialize, Serialize};
 
-use super::UplinkSockets;
+use super::{Sources, UplinkSockets};
 
 /// What a process is left with.
 #[derive(Debug, Clone, Copy)]
@@ -69,8 +69,12 @@ pub enum SandboxError {
 
 impl Sandbox<'_> {
     /// Enters the sandbox, for good. The caller must be its process's only thread; everything opened
-    /// before stays usable. `uplink` is the uplink namespace.
-    pub fn enter(&self, uplink: OwnedFd) -> Result<(UplinkSockets, FileAccess), SandboxError> {
+    /// before stays usable. `namespace` is where sockets for containers are made.
+    pub fn enter(
+        &self,
+        namespace: OwnedFd,
+        sources: Sources,
+    ) -> Result<(UplinkSockets, FileAccess), SandboxError> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .attempt(|| "prctl(PR_SET_PDEATHSIG)")?;
         if getppid() != Some(self.parent) {
@@ -78,7 +82,7 @@ impl Sandbox<'_> {
         }
         rustix::thread::set_no_new_privs(true).attempt(|| "prctl(PR_SET_NO_NEW_PRIVS)")?;
         let files = confine_files(self.readable)?;
-        let sockets = UplinkSockets::start(uplink)?;
+        let sockets = UplinkSockets::start(namespace, sources)?;
         drop_capabilities()?;
         for program in system_calls::filters()? {
             system_calls::load(&program)?;

@@ -13,7 +13,7 @@ pub struct Target {
     /// Its IPv6 address.
     pub v6: Option<Ipv6Addr>,
     /// Address of the uplink namespace in the network of [`Self::v4`]: the source of clients that
-    /// cannot be shown with their own.
+    /// cannot be shown with their own. Without one, none can: the source is the kernel's choice.
     pub gateway_v4: Option<Ipv4Addr>,
     /// As [`Self::gateway_v4`].
     pub gateway_v6: Option<Ipv6Addr>,
@@ -42,14 +42,17 @@ impl Target {
         } else {
             v6.or(v4)
         }?;
-        let source = if client.is_ipv4() == destination.is_ipv4() && self.is_far(client.ip()) {
+        let gateway: IpAddr = match destination {
+            IpAddr::V4(_) => self.gateway_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+            IpAddr::V6(_) => self.gateway_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
+        };
+        let is_kept = client.is_ipv4() == destination.is_ipv4()
+            && !gateway.is_unspecified()
+            && self.is_far(client.ip());
+        let source = if is_kept {
             // Without flow and scope, which mean nothing in another namespace.
             SocketAddr::new(client.ip(), client.port())
         } else {
-            let gateway = match destination {
-                IpAddr::V4(_) => self.gateway_v4.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
-                IpAddr::V6(_) => self.gateway_v6.unwrap_or(Ipv6Addr::UNSPECIFIED).into(),
-            };
             SocketAddr::new(gateway, 0)
         };
         Some(Path {
@@ -152,6 +155,22 @@ mod tests {
         }
         for client in ["[::1]:9", "[fe80::1%3]:9", "[fd00::2]:9"] {
             assert_eq!(seen(&both(), client), pair("[fd00::1]:0", "fd00::2"));
+        }
+    }
+
+    #[test]
+    fn without_a_gateway_the_kernel_chooses_the_source() {
+        let alone = Target {
+            v4: Some(Ipv4Addr::new(10, 0, 2, 100)),
+            ..Target::default()
+        };
+        for client in [
+            "192.0.2.7:4711",
+            "127.0.0.1:9",
+            "[2001:db8::7]:1",
+            "[::1]:1",
+        ] {
+            assert_eq!(seen(&alone, client), pair("0.0.0.0:0", "10.0.2.100"));
         }
     }
 

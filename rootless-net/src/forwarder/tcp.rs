@@ -144,10 +144,7 @@ async fn attempt(
     source: SocketAddr,
     destination: SocketAddr,
 ) -> io::Result<TcpStream> {
-    let socket = shared
-        .sockets
-        .transparent(Transport::Stream, source)
-        .await?;
+    let socket = shared.sockets.outgoing(Transport::Stream, source).await?;
     match socket.connect(&destination.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
             return Err(error);

@@ -156,9 +156,7 @@ impl Port {
         let path = path.ok_or_else(|| io::Error::other("it has no address"))?;
         let share = self.share()?;
         let sockets = &self.shared.sockets;
-        let socket = sockets
-            .transparent(Transport::Datagram, path.source)
-            .await?;
+        let socket = sockets.outgoing(Transport::Datagram, path.source).await?;
         let destination = SocketAddr::new(path.destination, self.port);
         socket.connect(&destination.into())?;
         let socket = Arc::new(UdpSocket::from_std(socket.into())?);

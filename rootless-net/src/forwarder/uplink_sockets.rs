@@ -22,7 +22,7 @@ use selkie_sys::errno::{Attempt, SysResult};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
-/// How many transparent sockets of one kind are made at once.
+/// How many sockets of one kind are made at once.
 const BATCH: usize = 8;
 
 /// More are made when there are fewer than this.
@@ -31,8 +31,24 @@ const FEW: usize = 4;
 /// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
 const QUEUE: usize = 1 << 20;
 
-/// What the thread needs: to make sockets transparent, and to bind ports below 1024.
-const NEEDED: CapabilitySet = CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE);
+/// With what addresses sockets send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sources {
+    /// With any, whosever it is.
+    Any,
+    /// With those of the namespace, as the kernel chooses.
+    Own,
+}
+
+impl Sources {
+    /// What the thread needs: to make sockets transparent, and to bind ports below 1024.
+    fn capabilities(self) -> CapabilitySet {
+        match self {
+            Self::Any => CapabilitySet::NET_RAW.union(CapabilitySet::NET_BIND_SERVICE),
+            Self::Own => CapabilitySet::empty(),
+        }
+    }
+}
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -41,6 +57,7 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct UplinkSockets {
     jobs: mpsc::Sender<Job>,
     ready: Arc<Mutex<[Vec<Socket>; 4]>>,
+    sources: Sources,
 }
 
 /// What a socket carries.
@@ -54,14 +71,14 @@ impl UplinkSockets {
     /// Starts the thread, which enters `namespace` (needs `CAP_SYS_ADMIN` in the caller's user
     /// namespace and in the one that owns it) and then gives up every capability but those for
     /// making sockets. What can fail has been tried when this returns.
-    pub fn start(namespace: OwnedFd) -> SysResult<Self> {
+    pub fn start(namespace: OwnedFd, sources: Sources) -> SysResult<Self> {
         let (jobs, inbox) = mpsc::channel::<Job>();
         let (report, entered) = mpsc::channel();
         thread::Builder::new()
             .name("uplink".into())
             .stack_size(128 * 1024)
             .spawn(move || {
-                let result = enter(&namespace);
+                let result = enter(&namespace, sources);
                 drop(namespace);
                 let failed = result.is_err();
                 if report.send(result).is_ok() && !failed {
@@ -75,6 +92,7 @@ impl UplinkSockets {
         Ok(Self {
             jobs,
             ready: Arc::default(),
+            sources,
         })
     }
 
@@ -99,14 +117,17 @@ impl UplinkSockets {
         Ok(socket.into())
     }
 
-    /// A nonblocking socket that sends with the address `source`, whosever it is. Its port is kept
-    /// when it is free, and left to the kernel when it is 0 or taken.
-    pub(super) async fn transparent(
+    /// A nonblocking socket that sends with the address `source`, whosever it is, unless these are
+    /// [`Sources::Own`]. Its port is kept when it is free, and left to the kernel when it is 0 or taken.
+    pub(super) async fn outgoing(
         &self,
         transport: Transport,
         source: SocketAddr,
     ) -> io::Result<Socket> {
         let mut socket = self.take(transport, source.is_ipv4()).await?;
+        if self.sources == Sources::Own {
+            return Ok(socket);
+        }
         if source.port() != 0 {
             let mut bound = socket.bind(&source.into());
             if matches!(&bound, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
@@ -141,9 +162,12 @@ impl UplinkSockets {
         if let Some(socket) = socket {
             return Ok(socket);
         }
+        let sources = self.sources;
         let mut made = self
             .run(move || -> io::Result<Vec<Socket>> {
-                (0..BATCH).map(|_| transparent(transport, v4)).collect()
+                (0..BATCH)
+                    .map(|_| outgoing(transport, v4, sources))
+                    .collect()
             })
             .await??;
         let socket = made.pop().ok_or(io::ErrorKind::Other)?;
@@ -153,11 +177,11 @@ impl UplinkSockets {
 
     /// Has sockets made that the next connections need not wait for.
     fn make_more(&self, kind: usize, transport: Transport, v4: bool) {
-        let ready = self.ready.clone();
+        let (ready, sources) = (self.ready.clone(), self.sources);
         let job = move || {
             // Whoever finds none has its own made, and hears why there is none.
             let made: Vec<Socket> = (0..BATCH)
-                .map_while(|_| transparent(transport, v4).ok())
+                .map_while(|_| outgoing(transport, v4, sources).ok())
                 .collect();
             ready.lock().unwrap_or_else(PoisonError::into_inner)[kind].extend(made);
         };
@@ -181,16 +205,17 @@ impl UplinkSockets {
     }
 }
 
-fn enter(namespace: &OwnedFd) -> SysResult<()> {
+fn enter(namespace: &OwnedFd, sources: Sources) -> SysResult<()> {
     let network = Some(LinkNameSpaceType::Network);
     rustix::thread::move_into_link_name_space(namespace.as_fd(), network)
         .attempt(|| "setns into the uplink namespace")?;
+    let needed = sources.capabilities();
     let sets = CapabilitySets {
-        effective: NEEDED,
-        permitted: NEEDED,
+        effective: needed,
+        permitted: needed,
         inheritable: CapabilitySet::empty(),
     };
-    set_capabilities(None, sets).attempt(|| "keep only CAP_NET_RAW and CAP_NET_BIND_SERVICE")
+    set_capabilities(None, sets).attempt(|| format!("keep only the capabilities {needed:?}"))
 }
 
 fn free_bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<Socket> {
@@ -210,17 +235,17 @@ fn free_bind(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<
     Ok(socket)
 }
 
-fn transparent(transport: Transport, v4: bool) -> io::Result<Socket> {
+fn outgoing(transport: Transport, v4: bool, sources: Sources) -> io::Result<Socket> {
     let domain = if v4 { Domain::IPV4 } else { Domain::IPV6 };
     let (kind, protocol) = match transport {
         Transport::Stream => (Type::STREAM, Protocol::TCP),
         Transport::Datagram => (Type::DGRAM, Protocol::UDP),
     };
     let socket = Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))?;
-    if v4 {
-        socket.set_ip_transparent_v4(true)?;
-    } else {
-        socket.set_ip_transparent_v6(true)?;
+    match (sources, v4) {
+        (Sources::Any, true) => socket.set_ip_transparent_v4(true)?,
+        (Sources::Any, false) => socket.set_ip_transparent_v6(true)?,
+        (Sources::Own, _) => {}
     }
     match transport {
         Transport::Stream => {

@@ -22,6 +22,16 @@ enum Outbound<A> {
     Interface(InterfaceName),
 }
 
+/// Who publishes ports, by Podman's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortHandler {
+    /// A forwarder beside slirp4netns: fast, and clients appear with the container's own address. In
+    /// Podman this is the program rootlesskit, here it is [`crate::forwarder`].
+    Rootlesskit,
+    /// slirp4netns itself: slow, and clients keep their addresses.
+    Slirp4netns,
+}
+
 /// See the module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -33,6 +43,7 @@ pub struct Options {
     enable_seccomp: bool,
     outbound_ipv4: Option<Outbound<Ipv4Addr>>,
     outbound_ipv6: Option<Outbound<Ipv6Addr>>,
+    port_handler: PortHandler,
 }
 
 /// Why a text cannot follow `--network slirp4netns:`.
@@ -55,13 +66,6 @@ pub enum BadOptions {
         /// What can be given.
         wanted: &'static str,
     },
-    /// Podman's other port handler.
-    #[error(
-        "--network slirp4netns: port_handler=rootlesskit is refused: it would show every client as \
-         coming from 10.0.2.100 itself, and needs one more helper; the default, \
-         port_handler=slirp4netns, keeps client addresses"
-    )]
-    Rootlesskit,
 }
 
 impl Default for Options {
@@ -75,6 +79,7 @@ impl Default for Options {
             enable_seccomp: true,
             outbound_ipv4: None,
             outbound_ipv6: None,
+            port_handler: PortHandler::Rootlesskit,
         }
     }
 }
@@ -114,11 +119,13 @@ impl Options {
                 let wanted = "an IPv6 address of the host or an interface's name";
                 self.outbound_ipv6 = Some(outbound("outbound_addr6", value, wanted)?);
             }
-            "port_handler" => match value {
-                "slirp4netns" => {}
-                "rootlesskit" => return Err(BadOptions::Rootlesskit),
-                _ => return Err(wrong("port_handler", value, "slirp4netns")),
-            },
+            "port_handler" => {
+                self.port_handler = match value {
+                    "rootlesskit" => PortHandler::Rootlesskit,
+                    "slirp4netns" => PortHandler::Slirp4netns,
+                    _ => return Err(wrong("port_handler", value, "rootlesskit or slirp4netns")),
+                };
+            }
             _ => return Err(BadOptions::Unknown(key.to_owned())),
         }
         Ok(())
@@ -138,6 +145,11 @@ impl Options {
                 .allow_host_loopback
                 .then(|| IpAddr::from(self.host_number(2))),
         }
+    }
+
+    /// Who publishes ports.
+    pub fn port_handler(&self) -> PortHandler {
+        self.port_handler
     }
 
     pub(super) fn arguments(&self) -> Vec<String> {
@@ -240,6 +252,7 @@ mod tests {
         assert_eq!(addresses.container, Ipv4Addr::new(10, 0, 2, 100));
         assert_eq!(addresses.name_server, IpAddr::from([10, 0, 2, 3]));
         assert_eq!(addresses.host, None);
+        assert_eq!(options.port_handler(), PortHandler::Rootlesskit);
     }
 
     #[test]
@@ -255,6 +268,7 @@ mod tests {
             "--mtu=1500 --cidr=10.9.0.0/16 --outbound-addr=192.0.2.7 --outbound-addr6=eth0"
         );
         assert_eq!(options.addresses().host, Some(IpAddr::from([10, 9, 0, 2])));
+        assert_eq!(options.port_handler(), PortHandler::Slirp4netns);
     }
 
     #[test]
@@ -279,9 +293,5 @@ mod tests {
             let error = text.parse::<Options>().unwrap_err();
             assert!(matches!(error, BadOptions::Unknown(_)), "{text}");
         }
-        assert_eq!(
-            "port_handler=rootlesskit".parse::<Options>(),
-            Err(BadOptions::Rootlesskit)
-        );
     }
 }

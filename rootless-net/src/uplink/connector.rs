@@ -19,12 +19,14 @@ use serde::{Deserialize, Serialize};
 
 use super::UplinkConfig;
 use super::namespace::UPLINK_INTERFACE;
+use super::own_ports::OwnPorts;
 use super::protocol::Failure;
 use crate::network::{DEFAULT_MTU, InterfaceName};
 use crate::pasta::{self, Features, Template};
 use crate::port_mapping::PortMapping;
 use crate::program::Program;
-use crate::slirp4netns;
+use crate::slirp4netns::memory_guard::{BOUNDS, MemoryGuard, Verdict};
+use crate::slirp4netns::{self, PortHandler};
 use crate::user_mode::{self, Lifetime, Process, Surroundings};
 
 /// First pause after a start that failed; doubled each time up to [`LONGEST_PAUSE`].
@@ -54,7 +56,7 @@ pub enum Dedicated {
         program: PathBuf,
         /// What follows the colon of `--network slirp4netns:`.
         options: String,
-        /// Published through its API.
+        /// Published as the options say: by a forwarder beside it, or through its API.
         ports: Vec<PortMapping>,
     },
 }
@@ -84,6 +86,10 @@ pub(super) struct Connector {
     state: State,
     /// IPv6 works, or will never.
     has_all_families: bool,
+    /// Of a slirp4netns that is up.
+    memory: Option<MemoryGuard>,
+    /// Of a container whose slirp4netns does not publish ports itself.
+    ports: Option<OwnPorts>,
     failures: u32,
     retry_at: Option<Instant>,
     warnings: Vec<String>,
@@ -126,11 +132,19 @@ impl Connector {
 
     /// For one container, given by its ID.
     pub(super) fn dedicated(dedicated: Dedicated, namespace: OwnedFd, container: &str) -> Self {
-        Self::new(
-            Kind::Dedicated(dedicated, ApiSocket::of(container)),
-            namespace,
-            Vec::new(),
-        )
+        let ports = match &dedicated {
+            Dedicated::Slirp4netns { options, ports, .. } if !ports.is_empty() => {
+                let options = slirp_options(options);
+                (options.port_handler() == PortHandler::Rootlesskit)
+                    .then(|| OwnPorts::new(container, ports.clone(), options.addresses().container))
+            }
+            _ => None,
+        };
+        let kind = Kind::Dedicated(dedicated, ApiSocket::of(container));
+        Self {
+            ports,
+            ..Self::new(kind, namespace, Vec::new())
+        }
     }
 
     fn new(kind: Kind, namespace: OwnedFd, warnings: Vec<String>) -> Self {
@@ -139,6 +153,8 @@ impl Connector {
             namespace,
             state: State::Down("not started".into()),
             has_all_families: true,
+            memory: None,
+            ports: None,
             failures: 0,
             retry_at: None,
             warnings,
@@ -154,10 +170,17 @@ impl Connector {
     pub(super) fn start(&mut self) {
         // The old one must be gone before the new one makes its interface.
         self.state = State::Down("started again".into());
+        self.memory = None;
         self.retry_at = None;
         match self.spawn() {
             Ok(process) => self.state = State::Starting(process),
-            Err(error) => self.failed(error.to_string(), false),
+            Err(error) => return self.failed(error.to_string(), false),
+        }
+        // Meanwhile; a failure is told when both are asked whether they are ready.
+        if let Some(ports) = &mut self.ports
+            && let Err(failure) = ports.start(&self.namespace)
+        {
+            self.failed(failure.message, false);
         }
     }
 
@@ -192,15 +215,16 @@ impl Connector {
                 },
                 socket,
             ) => {
-                let options = options.parse().unwrap_or_default();
-                if !ports.is_empty() {
+                let options = slirp_options(options);
+                let asks_it = !ports.is_empty() && self.ports.is_none();
+                if asks_it {
                     socket.make_place()?;
                 }
                 slirp4netns::start(
                     &at(program)?,
                     &options,
                     slirp4netns::LIMITS,
-                    (!ports.is_empty()).then_some(socket.path.as_path()),
+                    asks_it.then_some(socket.path.as_path()),
                     DEDICATED_INTERFACE,
                     &around,
                 )
@@ -224,6 +248,7 @@ impl Connector {
             Ok(()) => {
                 let old = std::mem::replace(&mut self.state, State::Down(String::new()));
                 if let State::Starting(process) = old {
+                    self.memory = self.guard(&process);
                     self.state = State::Up(process);
                 }
                 self.failures = 0;
@@ -236,8 +261,11 @@ impl Connector {
         }
     }
 
-    /// What slirp4netns publishes only when it runs.
-    fn publish(&self) -> Result<(), Failure> {
+    /// What is published only when slirp4netns runs, or beside it.
+    fn publish(&mut self) -> Result<(), Failure> {
+        if let Some(ports) = &mut self.ports {
+            return ports.ready();
+        }
         let Kind::Dedicated(Dedicated::Slirp4netns { options, ports, .. }, socket) = &self.kind
         else {
             return Ok(());
@@ -245,8 +273,7 @@ impl Connector {
         if ports.is_empty() {
             return Ok(());
         }
-        let options: slirp4netns::Options = options.parse().unwrap_or_default();
-        let container = options.addresses().container;
+        let container = slirp_options(options).addresses().container;
         let published = slirp4netns::api::publish(&socket.path, ports, container);
         // Nobody else is to ask it for anything.
         socket.remove();
@@ -254,6 +281,68 @@ impl Connector {
             message: error.to_string(),
             hint: None,
         })
+    }
+
+    fn guard(&mut self, process: &Process) -> Option<MemoryGuard> {
+        let is_slirp4netns = matches!(
+            self.kind,
+            Kind::UplinkSlirp4netns(_) | Kind::Dedicated(Dedicated::Slirp4netns { .. }, _)
+        );
+        let guard = is_slirp4netns.then(|| MemoryGuard::new(process, BOUNDS))?;
+        guard
+            .map_err(|error| {
+                self.warnings
+                    .push(format!("its memory is not watched: {error}"))
+            })
+            .ok()
+    }
+
+    /// When to [`Self::look_at_memory`]; `None` when nothing is to be watched.
+    pub(super) fn memory_due(&self) -> Option<Instant> {
+        self.memory.as_ref().map(MemoryGuard::next)
+    }
+
+    /// Keeps the program's memory within bounds.
+    pub(super) fn look_at_memory(&mut self) {
+        let Some(memory) = &mut self.memory else {
+            return;
+        };
+        // One that has ended is dealt with elsewhere.
+        if !matches!(memory.look(), Ok(Verdict::TooLarge)) {
+            return;
+        }
+        let words = format!(
+            "it took more than {} MB of memory: the connections it had are lost",
+            BOUNDS.end >> 20
+        );
+        self.warnings
+            .push(format!("{}: {words}", self.program().display()));
+        self.failed(words, true);
+    }
+
+    /// Readable once the process that forwards ports has ended, where there is one.
+    pub(super) fn ports_pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.ports.as_ref().and_then(OwnPorts::pidfd)
+    }
+
+    /// When to [`Self::restart_ports`].
+    pub(super) fn ports_retry_at(&self) -> Option<Instant> {
+        self.ports.as_ref().and_then(OwnPorts::retry_at)
+    }
+
+    /// Takes note of the end of the process that forwards ports.
+    pub(super) fn ports_ended(&mut self) {
+        if let Some(ports) = &mut self.ports {
+            ports.ended();
+        }
+    }
+
+    pub(super) fn restart_ports(&mut self) {
+        if let Some(ports) = &mut self.ports
+            && let Err(failure) = ports.restart(&self.namespace)
+        {
+            self.warnings.push(failure.message);
+        }
     }
 
     /// Takes note of its end.
@@ -281,6 +370,7 @@ impl Connector {
             ));
         }
         self.state = State::Down(words);
+        self.memory = None;
         let pause = FIRST_PAUSE
             .saturating_mul(1 << self.failures.min(10))
             .min(LONGEST_PAUSE);
@@ -297,6 +387,13 @@ impl Connector {
     /// When to try again.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
+    }
+
+    /// When something of it is to be done.
+    pub(super) fn deadlines(&self) -> impl Iterator<Item = Instant> + use<> {
+        [self.retry_at(), self.memory_due(), self.ports_retry_at()]
+            .into_iter()
+            .flatten()
     }
 
     /// Whether it would do better as the host is now: it does not run, or it could do without a family
@@ -401,6 +498,11 @@ impl Drop for ApiSocket {
     fn drop(&mut self) {
         self.remove();
     }
+}
+
+/// The engine has read them before.
+fn slirp_options(words: &str) -> slirp4netns::Options {
+    words.parse().unwrap_or_default()
 }
 
 /// The uplink's own place in the connector's world.

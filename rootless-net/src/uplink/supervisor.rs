@@ -116,6 +116,8 @@ enum Source {
     ConnectorReady(u32),
     /// A connector has ended.
     ConnectorEnded(u32),
+    /// The process has ended that forwards the ports of the container with this number.
+    PortsEnded(u32),
 }
 
 /// Stands for the trunk where a container's number could stand.
@@ -131,6 +133,7 @@ impl Source {
             Self::Container(number) => (4, number),
             Self::ConnectorReady(number) => (5, number),
             Self::ConnectorEnded(number) => (6, number),
+            Self::PortsEnded(number) => (7, number),
         };
         EventData::new_u64(kind << 32 | u64::from(number))
     }
@@ -145,6 +148,7 @@ impl Source {
             4 => Self::Container(number),
             5 => Self::ConnectorReady(number),
             6 => Self::ConnectorEnded(number),
+            7 => Self::PortsEnded(number),
             _ => return None,
         })
     }
@@ -278,6 +282,11 @@ impl Supervisor {
             }
             Source::ConnectorReady(number) => self.connector_ready(number),
             Source::ConnectorEnded(number) => self.connector_ended(number),
+            Source::PortsEnded(number) => {
+                if let Some(connector) = self.connector(number) {
+                    connector.ports_ended();
+                }
+            }
             Source::Services => self.restart_services(),
             Source::Client(number) => self.hear(number),
             Source::Container(number) => {
@@ -439,6 +448,7 @@ impl Supervisor {
         self.containers.insert(container, connected);
         if has_own {
             self.connector_started(number);
+            self.watch_ports(number);
         }
         let waits_for = if has_own { number } else { TRUNK };
         let waits = self
@@ -561,12 +571,26 @@ impl Supervisor {
         }
     }
 
+    fn watch_ports(&mut self, number: u32) {
+        let epoll = self.epoll.as_fd().try_clone_to_owned();
+        if let (Some(connector), Ok(epoll)) = (self.connector(number), epoll)
+            && let Some(pidfd) = connector.ports_pidfd()
+        {
+            let data = Source::PortsEnded(number).data();
+            // Watched already, by another number where the container was connected anew.
+            if epoll::add(&epoll, pidfd, data, EventFlags::IN) == Err(Errno::EXIST) {
+                let _ = epoll::modify(&epoll, pidfd, data, EventFlags::IN);
+            }
+        }
+    }
+
     fn connector_ready(&mut self, number: u32) {
         let Some(connector) = self.connector(number) else {
             return;
         };
         let looked = connector.look();
         if connector.is_settled() {
+            self.watch_ports(number);
             self.settle_held(number, &looked);
         } else {
             self.connector_started(number);
@@ -630,14 +654,14 @@ impl Supervisor {
         let idle = self.idle_since.map(|since| since + LINGER);
         let held = self.held.iter().map(|held| held.until).min();
         let trunk = self.trunk.as_ref();
-        let connector = trunk.and_then(|trunk| trunk.connector.retry_at());
         let own = self
             .containers
             .values()
-            .filter_map(|connected| connected.connector.as_ref()?.retry_at())
-            .min();
+            .filter_map(|connected| connected.connector.as_ref());
+        let connectors = trunk.map(|trunk| &trunk.connector).into_iter().chain(own);
+        let connector = connectors.flat_map(Connector::deadlines).min();
         let services = trunk.and_then(Trunk::services_retry_at);
-        [idle, held, connector, own, services]
+        [idle, held, connector, services]
             .into_iter()
             .flatten()
             .min()
@@ -647,10 +671,21 @@ impl Supervisor {
         let now = Instant::now();
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         for number in self.connector_numbers() {
-            if due(self
-                .connector(number)
-                .and_then(|connector| connector.retry_at()))
-            {
+            let Some(connector) = self.connector(number) else {
+                continue;
+            };
+            if due(connector.memory_due()) {
+                connector.look_at_memory();
+            }
+            let has_lost_ports = due(connector.ports_retry_at());
+            if has_lost_ports {
+                connector.restart_ports();
+            }
+            let must_start = due(connector.retry_at());
+            if has_lost_ports {
+                self.watch_ports(number);
+            }
+            if must_start {
                 self.restart_connector(number);
             }
         }

@@ -10,7 +10,8 @@ use selkie_sys::errno::Attempt;
 use super::connector::Connector;
 use super::namespace::{self, failure};
 use super::protocol::Failure;
-use super::services::{Ports, ServiceRequest, Services};
+use super::service_process::ServiceProcess;
+use super::services::{self, Ports, ServiceRequest};
 use super::wiring::Wiring;
 use super::{UplinkConfig, host_address};
 use crate::member::Member;
@@ -25,7 +26,7 @@ pub(super) struct Trunk {
     wiring: Wiring,
     /// Towards the host.
     pub(super) connector: Connector,
-    services: Option<Services>,
+    services: Option<ServiceProcess>,
     services_retry: Option<Instant>,
     /// The host's, as the rules have it.
     host: Option<std::net::Ipv4Addr>,
@@ -65,7 +66,7 @@ impl Trunk {
         let mut connector = Connector::of_uplink(config, of_connector)?;
         connector.start();
         let mut services =
-            Services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
+            services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
         namespace::prepare(namespace.as_fd(), &nft)?;
         services.ready()?;
         let host = host_address::current();
@@ -205,11 +206,11 @@ impl Trunk {
     }
 
     pub(super) fn services_pid(&self) -> Option<i32> {
-        self.services.as_ref().map(Services::pid)
+        self.services.as_ref().map(ServiceProcess::pid)
     }
 
     pub(super) fn services_pidfd(&self) -> Option<BorrowedFd<'_>> {
-        self.services.as_ref().map(Services::pidfd)
+        self.services.as_ref().map(ServiceProcess::pidfd)
     }
 
     /// When to try again to start the services.
@@ -225,7 +226,7 @@ impl Trunk {
     ) -> Vec<String> {
         self.services = None;
         self.services_retry = None;
-        let started = Services::start(self.namespace.as_fd(), &config.resolv_conf)
+        let started = services::start(self.namespace.as_fd(), &config.resolv_conf)
             .map_err(failure)
             .and_then(|mut services| services.ready().map(|()| services));
         match started {

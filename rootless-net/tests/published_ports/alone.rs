@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use selkie_net::forwarder::sandbox::{FileAccess, Sandbox};
-use selkie_net::forwarder::{Forwarder, HostTables, Limits, PublishError};
+use selkie_net::forwarder::{Forwarder, HostTables, Limits, PublishError, Sources};
 use selkie_net::port_mapping::{PortMapping, Protocol};
 
 use crate::Test;
@@ -59,7 +59,7 @@ fn sandbox() {
         readable: &places,
         parent: rustix::process::getppid().unwrap(),
     };
-    let (sockets, files) = sandbox.enter(lab.uplink.namespace()).unwrap();
+    let (sockets, files) = sandbox.enter(lab.uplink.namespace(), Sources::Any).unwrap();
 
     // What it needs.
     let runtime = tokio::runtime::Builder::new_current_thread()

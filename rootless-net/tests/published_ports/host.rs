@@ -3,7 +3,9 @@
 use std::thread::JoinHandle;
 
 use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
-use selkie_net::forwarder::{Forwarder, HostTables, Limits, PublishError, Target, UplinkSockets};
+use selkie_net::forwarder::{
+    Forwarder, HostTables, Limits, PublishError, Sources, Target, UplinkSockets,
+};
 use selkie_net::port_mapping::{PortMapping, Protocol};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,7 +41,7 @@ impl Host {
             let network = Some(rustix::thread::LinkNameSpaceType::Network);
             rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&host), network)
                 .unwrap();
-            let sockets = UplinkSockets::start(uplink).unwrap();
+            let sockets = UplinkSockets::start(uplink, Sources::Any).unwrap();
             let none = CapabilitySets {
                 effective: CapabilitySet::empty(),
                 permitted: CapabilitySet::empty(),

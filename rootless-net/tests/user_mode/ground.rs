@@ -236,6 +236,8 @@ impl Ground {
                     assert_eq!(rustix::process::getppid(), Some(owner));
                     enter(namespace);
                     let tcp = TcpListener::bind(address.as_str()).unwrap();
+                    // Room for many that say nothing and wait for their turn.
+                    rustix::net::listen(&tcp, 4096).unwrap();
                     let udp = UdpSocket::bind(address.as_str()).unwrap();
                     rustix::io::write(&writer, b"x").unwrap();
                     drop((reader, writer));

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use selkie_net::port_mapping::{PortMapping, Protocol};
 use selkie_net::program::Program;
 use selkie_net::slirp4netns::api::{PublishError, publish};
+use selkie_net::slirp4netns::memory_guard::{Bounds, MemoryGuard, Verdict};
 use selkie_net::slirp4netns::{LIMITS, Options, start};
 use selkie_net::user_mode::{Lifetime, Limits, Process, Surroundings};
 
@@ -17,6 +18,7 @@ pub const TESTS: &[Test] = &[
     ("slirp4netns_out", out),
     ("slirp4netns_published_ports", published_ports),
     ("slirp4netns_is_bounded", is_bounded),
+    ("slirp4netns_memory_is_guarded", memory_is_guarded),
     ("slirp4netns_gives_up_with_a_reason", gives_up_with_a_reason),
 ];
 
@@ -144,7 +146,10 @@ fn is_bounded() -> Result<(), String> {
         let text =
             std::fs::read_to_string(format!("/proc/{}/limits", process.pid().as_raw_nonzero()))
                 .unwrap();
-        for (limit, value) in [("Max open files", "64"), ("Max address space", "805306368")] {
+        for (limit, value) in [
+            ("Max open files", "64"),
+            ("Max address space", "17179869184"),
+        ] {
             let line = text.lines().find(|line| line.starts_with(limit)).unwrap();
             assert!(line.contains(value), "{line}");
         }
@@ -167,6 +172,48 @@ fn is_bounded() -> Result<(), String> {
                 process.words()
             );
         }
+    })
+}
+
+/// Beyond its bounds it gets no further descriptors, and goes on with those it has.
+fn memory_is_guarded() -> Result<(), String> {
+    with_each(|_, program| {
+        let namespace = empty_namespace();
+        let mut process = run(program, "enable_ipv6=false", LIMITS, None, &namespace);
+        let descriptors = || {
+            let path = format!("/proc/{}/limits", process.pid().as_raw_nonzero());
+            let text = std::fs::read_to_string(path).unwrap();
+            let line = text.lines().find(|line| line.starts_with("Max open files"));
+            let numbers = line.unwrap().split_ascii_whitespace().skip(3);
+            let numbers: Vec<u64> = numbers.map_while(|word| word.parse().ok()).collect();
+            (numbers[0], numbers[1])
+        };
+        let guard = |refuse, end| {
+            let bounds = Bounds {
+                refuse,
+                accept: refuse,
+                end,
+            };
+            MemoryGuard::new(&process, bounds).unwrap()
+        };
+        let (soft, hard) = descriptors();
+        assert_eq!(soft, hard);
+        assert_eq!(guard(1 << 30, 1 << 30).look().unwrap(), Verdict::Accepting);
+        assert_eq!(guard(1, 1).look().unwrap(), Verdict::TooLarge);
+        assert_eq!(descriptors(), (soft, hard));
+        assert_eq!(guard(1, 1 << 30).look().unwrap(), Verdict::Refusing);
+        let (lowered, same) = descriptors();
+        assert!((256..300).contains(&lowered), "{lowered}");
+        assert_eq!(same, hard);
+        inside(&namespace, || {
+            let address = format!("{FAR4}:{WHO}").parse().unwrap();
+            let patience = Duration::from_millis(200);
+            let open: Vec<TcpStream> = (0..280)
+                .filter_map(|_| TcpStream::connect_timeout(&address, patience).ok())
+                .collect();
+            assert!((200..300).contains(&open.len()), "{}", open.len());
+        });
+        assert_eq!(process.wait(Duration::ZERO).unwrap(), None);
     })
 }
 

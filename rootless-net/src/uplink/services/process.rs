@@ -2,29 +2,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::process::Pid;
-use selkie_sys::clone::exit_now;
 use selkie_sys::errno::{Attempt, SysError, SysResult};
-use tokio::io::Interest;
-use tokio::net::{TcpListener, UdpSocket, UnixDatagram};
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::task::JoinHandle;
 
-use super::super::namespace::failure;
-use super::super::protocol::{receive, send};
-use super::{Ports, ServiceAnswer, ServiceFailure, ServiceRequest};
-use crate::forwarder::sandbox::Sandbox;
-use crate::forwarder::{Forwarder, HostTables, Limits, Target, UplinkSockets};
+use super::super::service_process::inside::{self, Setup, Tools, other};
+use super::super::service_process::{Answer, ServiceFailure};
+use super::{Ports, ServiceRequest};
+use crate::forwarder::{Forwarder, Limits, Sources, Target, UplinkSockets};
 use crate::member::Member;
 use crate::name_server::{DNS_PORT, HostResolvers, MemberView, NameServer, NetworkView, Views};
 use crate::network::Network;
 use crate::port_mapping::PortMapping;
-
-/// The name in `ps`. Shorter than the kernel's 16 bytes.
-const PROCESS_NAME: &std::ffi::CStr = c"selkie-services";
 
 /// Where what `resolv.conf` is, or leads to, may come and go.
 const RESOLVER_PLACES: [&str; 5] = [
@@ -37,56 +31,27 @@ const RESOLVER_PLACES: [&str; 5] = [
 
 /// Serves until the supervisor goes, whose process is `parent`.
 pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, resolv_conf: &Path, parent: Pid) -> ! {
-    let _ = rustix::thread::set_name(PROCESS_NAME);
-    let _ = selkie_sys::child::hide_command_line(PROCESS_NAME);
-    let served = set_up(&channel, uplink, resolv_conf, parent).and_then(|(sockets, tables)| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .enable_time()
-            .build()
-            .attempt(|| "start the services' runtime")?;
-        runtime.block_on(serve(&channel, sockets, tables, resolv_conf))
-    });
-    match served {
-        Ok(()) => exit_now(0),
-        Err(error) => {
-            let failed: ServiceAnswer = Err(ServiceFailure::Other(failure(error)));
-            let _ = send(channel.as_fd(), &failed, &[]);
-            exit_now(1)
-        }
-    }
-}
-
-fn set_up(
-    channel: &OwnedFd,
-    uplink: BorrowedFd<'_>,
-    resolv_conf: &Path,
-    parent: Pid,
-) -> SysResult<(UplinkSockets, HostTables)> {
-    let uplink = uplink
-        .try_clone_to_owned()
-        .attempt(|| "duplicate a descriptor")?;
-    selkie_sys::slim::close_all_except(&[channel.as_fd(), uplink.as_fd()])?;
     let mut readable: Vec<PathBuf> = RESOLVER_PLACES.iter().map(PathBuf::from).collect();
     readable.extend(resolv_conf.parent().map(Path::to_owned));
-    let tables = HostTables::open();
-    let sandbox = Sandbox {
-        readable: &readable,
+    let setup = Setup {
+        name: c"selkie-services",
+        channel,
         parent,
+        namespace: uplink,
+        sources: Sources::Any,
+        readable: &readable,
     };
-    let (sockets, _) = sandbox
-        .enter(uplink)
-        .map_err(|error| SysError::new(error.to_string(), Errno::PERM))?;
-    rustix::io::ioctl_fionbio(channel, true).attempt(|| "make a channel non-blocking")?;
-    Ok((sockets, tables))
+    inside::run(setup, async |tools| {
+        serve(tools, resolv_conf).await.map_err(other)
+    })
 }
 
-async fn serve(
-    channel: &OwnedFd,
-    sockets: UplinkSockets,
-    tables: HostTables,
-    resolv_conf: &Path,
-) -> SysResult<()> {
+async fn serve(tools: Tools, resolv_conf: &Path) -> SysResult<()> {
+    let Tools {
+        channel,
+        sockets,
+        tables,
+    } = tools;
     let views = Views::new();
     let names = NameServer::new(views.clone(), HostResolvers::new(resolv_conf));
     let forwarder = Forwarder::new(sockets.clone(), tables, Limits::default())
@@ -99,42 +64,13 @@ async fn serve(
         networks: HashMap::new(),
         members: HashMap::new(),
     };
-    // Tokio knows sockets of packets only as datagram ones, which are read the same way.
-    let channel = channel
-        .try_clone()
-        .map(std::os::unix::net::UnixDatagram::from)
-        .and_then(UnixDatagram::from_std)
-        .attempt(|| "watch the channel to the supervisor")?;
-    let mut buffer = Vec::new();
     // It serves from here on.
-    answer(&channel, &Ok(Vec::new()))?;
-    loop {
-        channel
-            .readable()
-            .await
-            .attempt(|| "watch the channel to the supervisor")?;
-        let received = channel.try_io(Interest::READABLE, || {
-            receive::<ServiceRequest>(&channel, &mut buffer).map_err(Into::into)
-        });
-        match received {
-            Ok(Some((request, _))) => {
-                // Room for the longest message is too much to keep.
-                buffer = Vec::new();
-                let result = services.perform(request).await;
-                answer(&channel, &result)?;
-            }
-            Ok(None) => return Ok(()),
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                return Err(error).attempt(|| "hear from the supervisor");
-            }
-        }
+    channel.answer(&Ok(Vec::new()))?;
+    while let Some(request) = channel.request().await? {
+        let result = services.perform(request).await;
+        channel.answer(&result)?;
     }
-}
-
-/// The supervisor reads each answer before it asks again, so there is room.
-fn answer(channel: &UnixDatagram, answer: &ServiceAnswer) -> SysResult<()> {
-    send(channel.as_fd(), answer, &[])
+    Ok(())
 }
 
 /// A network whose gateways are served.
@@ -162,7 +98,7 @@ struct ServicesInside {
 }
 
 impl ServicesInside {
-    async fn perform(&mut self, request: ServiceRequest) -> ServiceAnswer {
+    async fn perform(&mut self, request: ServiceRequest) -> Answer {
         match request {
             ServiceRequest::Attach {
                 member,
@@ -179,7 +115,7 @@ impl ServicesInside {
                 .serve_names(&network)
                 .await
                 .map(|()| Vec::new())
-                .map_err(|error| ServiceFailure::Other(failure(error))),
+                .map_err(other),
             ServiceRequest::RemoveNetwork { name } => {
                 self.networks.remove(&name);
                 self.views.remove_network(&name);
@@ -188,16 +124,9 @@ impl ServicesInside {
         }
     }
 
-    async fn attach(
-        &mut self,
-        member: Member,
-        networks: &[Network],
-        ports: Ports,
-    ) -> ServiceAnswer {
+    async fn attach(&mut self, member: Member, networks: &[Network], ports: Ports) -> Answer {
         for network in networks {
-            self.serve_names(network)
-                .await
-                .map_err(|error| ServiceFailure::Other(failure(error)))?;
+            self.serve_names(network).await.map_err(other)?;
         }
         let left_out = self.publish(&member, networks, ports).await?;
         let container = &member.container;
@@ -223,9 +152,7 @@ impl ServicesInside {
             };
             self.views
                 .set_member(&attachment.network, view)
-                .map_err(|error| {
-                    ServiceFailure::Other(failure(SysError::new(error.to_string(), Errno::NOENT)))
-                })?;
+                .map_err(|error| other(SysError::new(error.to_string(), Errno::NOENT)))?;
         }
         self.members.insert(container.clone(), member);
         Ok(left_out)
@@ -279,12 +206,7 @@ impl ServicesInside {
 
     /// Publishes what `member` has and is not published, and the other way round. Port by port, so that
     /// those that stay of a range that changes are not touched.
-    async fn publish(
-        &mut self,
-        member: &Member,
-        networks: &[Network],
-        ports: Ports,
-    ) -> ServiceAnswer {
+    async fn publish(&mut self, member: &Member, networks: &[Network], ports: Ports) -> Answer {
         let container = &member.container;
         let target = target(member, networks);
         let wanted: HashSet<PortMapping> =
