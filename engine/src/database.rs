@@ -54,6 +54,9 @@ const TIDY_FRAMES: i64 = 32;
 /// A commit folds the log back itself from this many pages, in case nobody tidies.
 const FORCED_CHECKPOINT_FRAMES: i64 = 2000;
 
+/// How long emptying the log waits for those who read.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How long SQLite waits for somebody who bypasses our queue (a checkpoint, a foreign tool).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -136,6 +139,35 @@ impl Database {
     /// Folds the write-ahead log back when it has grown long. For moments when nobody waits.
     pub fn tidy(&self) -> Result<()> {
         checkpoint_from(self.connection()?, TIDY_FRAMES).map_err(|error| self.explain(error.into()))
+    }
+
+    /// Folds the write-ahead log back whole and gives its space back, unless somebody keeps reading.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn empty_log(&mut self) -> Result<()> {
+        self.connection()?;
+        if self.lock.is_none() {
+            self.lock = Some(open_lock(&self.data_dir)?);
+        }
+        let result = self.empty_log_locked();
+        if let Some(lock) = &self.lock {
+            let _ = flock(lock, FlockOperation::Unlock);
+        }
+        result.map_err(|error| self.explain(error))
+    }
+
+    fn empty_log_locked(&self) -> Result<()> {
+        if let Some(lock) = &self.lock {
+            rustix::io::retry_on_intr(|| flock(lock, FlockOperation::LockExclusive)).map_err(
+                |errno| Error::machine("wait for other writers of the state database", errno),
+            )?;
+        }
+        let connection = self.connection()?;
+        connection.busy_timeout(LOG_PATIENCE)?;
+        // That somebody reads is told in the answer, and is no error.
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        Ok(connection.busy_timeout(BUSY_TIMEOUT)?)
     }
 
     /// Drops the connection and its memory (before a fork). The next use opens a new one.
@@ -528,5 +560,21 @@ mod tests {
             .query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| row.get(1))
             .unwrap();
         assert!(log < 2 * TIDY_FRAMES, "{log} frames");
+    }
+
+    #[test]
+    fn an_emptied_log_takes_no_space() {
+        let (_temp, dir) = data_dir();
+        let mut database = Database::open(&dir).unwrap();
+        for round in 0..100 {
+            add_volume(&mut database, &format!("volume-{round}")).unwrap();
+        }
+        let log = || std::fs::metadata(dir.join("state.db-wal")).unwrap().len();
+        assert!(log() > 0);
+        database.empty_log().unwrap();
+        assert_eq!(log(), 0);
+        assert_eq!(volume_count(&database), 100);
+        add_volume(&mut database, "later").unwrap();
+        assert_eq!(volume_count(&database), 101);
     }
 }

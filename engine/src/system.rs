@@ -96,7 +96,7 @@ impl Engine {
             .collect())
     }
 
-    /// Removes what [`Self::system_check`] lists; gives what was removed.
+    /// Removes what [`Self::system_check`] lists; gives what was removed. The database's log is emptied.
     ///
     /// # Errors
     /// The first failure, after everything else has been tried.
@@ -119,6 +119,9 @@ impl Engine {
                 Ok(()) => removed.extend(garbage.into_iter().map(|finding| finding.leftover)),
                 Err(error) => failure = failure.or(Some(error)),
             }
+        }
+        if let Err(error) = self.database.empty_log() {
+            failure = failure.or(Some(error));
         }
         match failure {
             None => Ok(removed),
