@@ -259,16 +259,18 @@ fn those_online_have_their_own(ground: &'static Ground) -> Result<()> {
     expect_eq(spares(&login)?.len(), 2)?;
 
     // Files that changed while it ran are not passed on.
-    let wait = [
+    let moves = login.detached(&[
+        "--rm",
+        "--network",
+        "one",
+        "--name",
+        "moves",
         "busybox",
-        "sh",
-        "-c",
-        "until [ -e /sys/class/net/eth1 ]; do sleep 0.01; done",
-    ];
-    let mut words = vec!["--rm", "--network", "one", "--name", "moves"];
-    words.extend(wait);
-    let moves = login.detached(&words)?;
+        "sleep",
+        "3600",
+    ])?;
     login.ok(&["network", "connect", "two", "moves"])?;
+    login.ok(&["kill", "moves"])?;
     monitors_have_ended(&login)?;
     drop(moves);
     expect_eq(spares(&login)?.len(), 1)?;
