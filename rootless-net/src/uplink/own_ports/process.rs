@@ -1,5 +1,5 @@
-//! The process itself: one thread that listens and passes on, and one in the container's network
-//! namespace that makes sockets.
+//! The process itself: threads that listen and pass on, and one in the container's network namespace that
+//! makes sockets.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 

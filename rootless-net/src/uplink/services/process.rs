@@ -1,4 +1,5 @@
-//! The process itself: one thread that serves, and one in the uplink namespace that makes sockets.
+//! The process itself: threads that serve (one alone until a TCP port is published), and one in the uplink
+//! namespace that makes sockets.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
