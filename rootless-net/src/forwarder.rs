@@ -28,6 +28,7 @@
 //!
 //! The process forwards bytes between strangers, so it lives in a [`sandbox`].
 
+mod buffers;
 mod descriptors;
 pub mod holder;
 mod listening;
@@ -56,10 +57,10 @@ pub use self::publish_error::{HostPort, PublishError};
 pub use self::target::Target;
 pub use self::uplink_sockets::{Sources, UplinkSockets};
 
+use self::buffers::Buffers;
 use self::descriptors::{Descriptors, Share};
 use self::listening::Listening;
 use self::publish_error::Refusal;
-use self::relay::Pipes;
 use self::workers::Workers;
 use crate::port_mapping::{PortMapping, Protocol};
 
@@ -91,7 +92,7 @@ type Destination = watch::Receiver<Option<Target>>;
 #[derive(Clone)]
 struct Shared {
     sockets: UplinkSockets,
-    pipes: Pipes,
+    buffers: Buffers,
     descriptors: Descriptors,
     limits: Arc<Limits>,
 }
@@ -132,7 +133,7 @@ impl Forwarder {
         Ok(Self {
             shared: Shared {
                 sockets,
-                pipes: Pipes::default(),
+                buffers: Buffers::default(),
                 descriptors: Descriptors::of_this_process()?,
                 limits: Arc::new(limits),
             },

@@ -10,8 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// What is kept for everything but ports, connections and flows.
 const RESERVE: u64 = 512;
 
-/// Of one connection: two sockets and, while both directions are moving, two pipes.
-const CONNECTION: u32 = 6;
+/// Of one connection: two sockets.
+const CONNECTION: u32 = 2;
 
 /// A share of the process's descriptors, given back when dropped.
 pub(super) type Share = OwnedSemaphorePermit;

@@ -98,7 +98,7 @@ async fn forward(
         }
     };
     tokio::select! {
-        () = relay(&near, &far, &shared.pipes) => {}
+        () = relay(&near, &far, &shared.buffers) => {}
         _ = gone => {
             reset(&near);
             reset(&far);
