@@ -36,6 +36,7 @@
 
 mod client;
 mod connector;
+mod container_sysctls;
 mod host_address;
 mod namespace;
 mod own_ports;

@@ -12,6 +12,7 @@ mod identity;
 mod images;
 mod isolation;
 mod login;
+mod network_buffers;
 mod network_faults;
 mod network_isolation;
 mod network_routes;
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 21] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 22] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
         online::trials,
         network_isolation::trials,
         network_faults::trials,
+        network_buffers::trials,
         network_routes::trials,
         slirp4netns::trials,
     ];

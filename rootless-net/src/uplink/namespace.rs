@@ -104,11 +104,18 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
     let rules = format!("table inet selkie\ndelete table inet selkie\n{RULES}");
     load_rules(namespace, nft, &rules)?;
     netlink::in_namespace(namespace, || {
-        // Connections through pasta and slirp4netns have no kernel's TCP on their other side: what looks
-        // out of window to the tracker is in order, and would be dropped as nobody's.
-        let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal";
-        if Path::new(path).exists() {
-            write_sysctl(path, "1")?;
+        let settings = [
+            // Connections through pasta and slirp4netns have no kernel's TCP on their other side: what
+            // looks out of window to the tracker is in order, and would be dropped as nobody's.
+            ("tcp_be_liberal", "1"),
+            // The container's kernel sums up every byte that comes in; once is enough.
+            ("checksum", "0"),
+        ];
+        for (name, value) in settings {
+            let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+            if Path::new(&path).exists() {
+                write_sysctl(&path, value)?;
+            }
         }
         Ok(())
     })

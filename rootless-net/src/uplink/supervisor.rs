@@ -436,7 +436,7 @@ impl Supervisor {
                 .and_then(|old| old.connector)
                 .filter(|connector| connector.is(&dedicated));
             connected.connector = Some(same.unwrap_or_else(|| {
-                // For what it does to the namespace; without it there is no ping.
+                // For the settings alone, without which there is no ping.
                 let _ = open_container(namespace.as_fd());
                 let mut connector = Connector::dedicated(dedicated, namespace, &container);
                 connector.start();

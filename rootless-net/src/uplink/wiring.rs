@@ -10,8 +10,9 @@ use std::os::fd::BorrowedFd;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
-use selkie_sys::errno::{Attempt, SysError, SysResult};
+use selkie_sys::errno::{SysError, SysResult};
 
+use super::container_sysctls::ContainerSysctls;
 use crate::netlink::{Netlink, Request, default_destination, in_namespace};
 use crate::network::{Attachment, InterfaceName, Kind, MacAddress, Network};
 
@@ -166,39 +167,13 @@ impl Wiring {
     }
 }
 
-/// A conversation with a container's namespace, in which every group of the login's may ping from now on:
-/// raw sockets need a capability that containers do not have, and another container may share the
-/// namespace whose root is another group.
+/// A conversation with a container's namespace, which gets its settings before.
 pub(super) fn open_container(namespace: BorrowedFd<'_>) -> SysResult<Netlink> {
-    let groups =
-        std::fs::read_to_string("/proc/self/gid_map").attempt(|| "read /proc/self/gid_map")?;
+    let sysctls = ContainerSysctls::decide()?;
     in_namespace(namespace, || {
-        if let Some((first, last)) = all_groups(&groups) {
-            let path = "/proc/sys/net/ipv4/ping_group_range";
-            // Without it there is no ping, which is no reason not to start.
-            let _ = std::fs::write(path, format!("{first} {last}"));
-        }
+        sysctls.set();
         Netlink::open()
     })
-}
-
-/// The groups in a `gid_map` that have the lowest and the highest number outside. The kernel compares
-/// by that.
-fn all_groups(map: &str) -> Option<(u32, u32)> {
-    let extents: Vec<[u32; 3]> = map
-        .lines()
-        .filter_map(|line| {
-            let numbers: Vec<u32> = line
-                .split_ascii_whitespace()
-                .filter_map(|word| word.parse().ok())
-                .collect();
-            <[u32; 3]>::try_from(numbers).ok()
-        })
-        .filter(|[_, _, count]| *count > 0)
-        .collect();
-    let first = extents.iter().min_by_key(|[_, outside, _]| *outside)?;
-    let last = extents.iter().max_by_key(|[_, outside, _]| *outside)?;
-    Some((first[0], last[0] + (last[2] - 1)))
 }
 
 /// What the container's end needs. The first network with a way out has the default routes.
@@ -272,19 +247,4 @@ fn id_bytes(id: &str) -> [u8; 6] {
         *byte = u8::from_str_radix(text, 16).unwrap_or(0);
     }
     bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_range_of_groups_goes_by_their_numbers_outside() {
-        let map = "         0       1000          1\n         1     100000      65536\n";
-        assert_eq!(all_groups(map), Some((0, 65536)));
-        let split = "0 70000 1\n1 500000 10\n11 100 5\n";
-        assert_eq!(all_groups(split), Some((11, 10)));
-        assert_eq!(all_groups("0 1000 1\n"), Some((0, 0)));
-        assert_eq!(all_groups(""), None);
-    }
 }
