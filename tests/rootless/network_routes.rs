@@ -5,7 +5,7 @@ use libtest_mimic::Trial;
 
 use crate::ground::Ground;
 use crate::hosts::{HOST, Hosts, INSIDE, PORT, WORLD};
-use crate::login::{expect_contains, expect_eq};
+use crate::login::{Login, expect_contains, expect_eq};
 use crate::online::is_serving;
 
 pub fn trials(ground: &'static Ground) -> Vec<Trial> {
@@ -57,7 +57,39 @@ fn on_record(ground: &'static Ground) -> Result<()> {
             .with_context(|| format!("{flag} {value}"))?;
         expect_contains(error, word)?;
     }
-    Ok(())
+    two_ways_are_refused(&login)
+}
+
+fn two_ways_are_refused(login: &Login) -> Result<()> {
+    let [first, second] = ["10.8.0.0/16,172.29.79.7", "10.8.1.0/16,172.29.79.8"];
+    let create = ["network", "create", "--subnet", "172.29.79.0/24", "--route"];
+    let twice = [&create[..], &[first, "--route", second, "twice"]].concat();
+    let error = login.refused(125, &twice)?;
+    expect_contains(error, "there is another of metric 100")?;
+    login.ok(&[&create[..], &[first, "other"]].concat())?;
+    let subnet = "172.29.80.0/24";
+    let later = "10.8.0.0/16,172.29.80.7,200";
+    login.ok(&[
+        "network", "create", "--subnet", subnet, "--route", later, "later",
+    ])?;
+    let both = |second| {
+        [
+            "create",
+            "--network",
+            "routes",
+            "--network",
+            second,
+            "busybox",
+        ]
+    };
+    let error = login.refused(125, &both("other"))?;
+    expect_contains(
+        error,
+        "networks routes and other both have a route to 10.8.0.0/16",
+    )?;
+    let id = login.ok(&both("later"))?;
+    let error = login.refused(125, &["network", "connect", "other", &id])?;
+    expect_contains(error, "a container in both would have two ways there")
 }
 
 /// A container that has more networks behind it than its own address is reached by them, also after its

@@ -10,7 +10,10 @@ use rusqlite::{Connection as Database, OptionalExtension, Transaction};
 use selkie_net::network::Attachment;
 use selkie_sys::process_identity::ProcessIdentity;
 
-use super::connect::{Connection, attachment, free_interface, name_interfaces, settle_one};
+use super::connect::{
+    Connection, attachment, free_interface, name_interfaces, refuse_two_ways, settle_one,
+};
+use super::find;
 use super::lease::{self, Holder};
 use super::uplink_calls::{self, Live};
 use crate::Engine;
@@ -50,6 +53,13 @@ impl Engine {
                 }
                 network => network,
             };
+            if !network.routes.is_empty() {
+                let mut all = Vec::with_capacity(requests.len() + 1);
+                for other in requests.iter() {
+                    all.push(find(transaction, &other.name)?.definition);
+                }
+                refuse_two_ways(&all.iter().chain([&network]).collect::<Vec<_>>())?;
+            }
             if !wanted {
                 request.interface = free_interface(requests)?;
             }

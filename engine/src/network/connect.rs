@@ -1,6 +1,7 @@
 //! Containers in networks: what they ask for, settled when they are made, and what they get, decided
 //! when they start.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -54,8 +55,8 @@ pub(crate) struct Who<'a> {
 /// them, and names the interfaces. The networks, in order.
 ///
 /// # Errors
-/// `NotFound`: no such network. `InvalidInput`: an address that is not the network's, a network or an
-/// interface twice.
+/// `NotFound`: no such network. `InvalidInput`: an address that is not the network's, a network, an
+/// interface or a route twice.
 pub(crate) fn settle(
     transaction: &Transaction<'_>,
     mode: &mut NetworkMode,
@@ -69,7 +70,32 @@ pub(crate) fn settle(
         networks.push(settle_one(transaction, before, &mut rest[0])?);
     }
     name_interfaces(requests)?;
+    refuse_two_ways(&networks.iter().collect::<Vec<_>>())?;
     Ok(networks)
+}
+
+/// Which of two routes to one place is taken is for their metrics to say (`network create --route`).
+pub(super) fn refuse_two_ways(networks: &[&Network]) -> Result<()> {
+    let mut seen: HashMap<(IpNet, u32), &str> = HashMap::new();
+    for network in networks {
+        for route in &network.routes {
+            let place = (route.destination, route.metric);
+            if let Some(other) = seen.insert(place, &network.name) {
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "networks {other} and {} both have a route to {} of metric {}: a container \
+                         in both would have two ways there",
+                        network.name, route.destination, route.metric
+                    ),
+                )
+                .with_hint(
+                    "make one of them with another metric (--route NETWORK,GATEWAY,METRIC)",
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn settle_one(

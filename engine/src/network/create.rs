@@ -302,13 +302,18 @@ fn whole_network(route: &StaticRoute) -> StaticRoute {
 
 /// The kernel takes only gateways that are on the link.
 fn check_routes(routes: &[StaticRoute], subnets: &[Subnet]) -> Result<()> {
-    for StaticRoute {
-        destination,
-        gateway,
-        ..
-    } in routes
-    {
-        let why = if gateway.is_ipv4() != destination.addr().is_ipv4() {
+    for (index, route) in routes.iter().enumerate() {
+        let StaticRoute {
+            destination,
+            gateway,
+            metric,
+        } = route;
+        let is_way_there = |other: &StaticRoute| {
+            (other.destination.trunc(), other.metric) == (destination.trunc(), *metric)
+        };
+        let why = if routes[..index].iter().any(is_way_there) {
+            format!("there is another of metric {metric}")
+        } else if gateway.is_ipv4() != destination.addr().is_ipv4() {
             "the gateway is of the other IP family".to_owned()
         } else if !subnets.iter().any(|net| net.subnet.contains(gateway)) {
             let subnets: Vec<String> = subnets.iter().map(|net| net.subnet.to_string()).collect();
