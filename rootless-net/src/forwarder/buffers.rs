@@ -7,18 +7,18 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Bytes of a large buffer: enough that few system calls move much, and no more than a processor's own
-/// cache holds.
-const LARGE: usize = 128 * 1024;
+/// Bytes of a large buffer. Each time one is filled the sender is told that there is room again, which
+/// costs as much as moving many bytes; and a processor's own cache holds no more.
+const LARGE: usize = 512 * 1024;
 
 /// Bytes of a small one.
 const SMALL: usize = 8 * 1024;
 
 /// How many large ones there are at most.
-const MOST: usize = 64;
+const MOST: usize = 32;
 
 /// How many of them are kept while nothing moves.
-const KEPT: usize = 4;
+const KEPT: usize = 2;
 
 /// See the module.
 #[derive(Clone, Default)]
