@@ -45,6 +45,12 @@ async fn write(to: &TcpStream, mut bytes: &[u8], more_follows: bool) -> io::Resu
     Ok(())
 }
 
+/// Sends what waits for more: setting `TCP_NODELAY` does, whether it is set already or not (tcp(7)).
+fn push(to: &TcpStream) {
+    // Fails for a socket only that was reset.
+    let _ = to.set_nodelay(true);
+}
+
 /// Why a pump stopped before the end of what it moves.
 enum Broken {
     /// The side it reads from was reset.
@@ -77,7 +83,12 @@ async fn pump(
                 }
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return Err(Broken::From),
+                Err(_) => {
+                    if something_waits {
+                        push(to);
+                    }
+                    return Err(Broken::From);
+                }
             };
             something_waits = count == buffer.len();
             let written = write(to, &buffer[..count], something_waits).await;
@@ -86,9 +97,7 @@ async fn pump(
         }
         drop(buffer);
         if something_waits {
-            // What setting it does, whether it is set or not (tcp(7)). Fails for a socket only that was
-            // reset.
-            let _ = to.set_nodelay(true);
+            push(to);
         }
         if moved >= TURN {
             tokio::task::yield_now().await;
