@@ -30,9 +30,12 @@
 
 mod buffers;
 mod descriptors;
+mod handshake;
 pub mod holder;
 mod listening;
+mod outgoing;
 mod packet_info;
+mod passing;
 pub mod publish_error;
 mod relay;
 pub mod sandbox;
@@ -44,6 +47,8 @@ mod workers;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,9 +65,13 @@ pub use self::uplink_sockets::{Sources, UplinkSockets};
 use self::buffers::Buffers;
 use self::descriptors::{Descriptors, Share};
 use self::listening::Listening;
+use self::outgoing::Outgoing;
 use self::publish_error::Refusal;
 use self::workers::Workers;
 use crate::port_mapping::{PortMapping, Protocol};
+
+/// Where connections out of containers are taken in the uplink namespace, on its loopback.
+const OUTGOING_PORT: u16 = 101;
 
 /// What clients may use up.
 #[derive(Debug, Clone)]
@@ -94,6 +103,7 @@ struct Shared {
     sockets: UplinkSockets,
     buffers: Buffers,
     descriptors: Descriptors,
+    workers: Arc<Workers>,
     limits: Arc<Limits>,
 }
 
@@ -104,8 +114,7 @@ pub struct Forwarder {
     shared: Shared,
     tables: HostTables,
     containers: HashMap<String, Published>,
-    /// Started with the first TCP port.
-    workers: Option<Arc<Workers>>,
+    outgoing: Option<Arc<Outgoing>>,
 }
 
 /// What one container has published.
@@ -135,12 +144,44 @@ impl Forwarder {
                 sockets,
                 buffers: Buffers::default(),
                 descriptors: Descriptors::of_this_process()?,
+                workers: Arc::new(Workers::new()),
                 limits: Arc::new(limits),
             },
             tables,
             containers: HashMap::new(),
-            workers: None,
+            outgoing: None,
         })
+    }
+
+    /// Makes the connections that containers ask for through the interface `requests` from now on (see
+    /// [`outgoing`]).
+    pub async fn pass_out(&mut self, requests: OwnedFd) -> io::Result<()> {
+        let outgoing = Arc::new(Outgoing::new(self.shared.clone(), requests)?);
+        for address in [
+            IpAddr::from(Ipv4Addr::LOCALHOST),
+            Ipv6Addr::LOCALHOST.into(),
+        ] {
+            let address = SocketAddr::new(address, OUTGOING_PORT);
+            match self.shared.sockets.listen_transparent(address).await {
+                Ok(listener) => {
+                    let listener = tokio::net::TcpListener::from_std(listener)?;
+                    tokio::spawn(outgoing.clone().accept(listener));
+                }
+                // A kernel without IPv6.
+                Err(_) if address.is_ipv6() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        tokio::spawn(outgoing.clone().hear());
+        self.outgoing = Some(outgoing);
+        Ok(())
+    }
+
+    /// A container no longer has these addresses: the connections it made from them are reset.
+    pub fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
+        if let Some(outgoing) = &self.outgoing {
+            outgoing.forget(addresses);
+        }
     }
 
     /// Publishes all of `mappings`, or, on an error, none of them. `target` holds for what the
@@ -173,11 +214,7 @@ impl Forwarder {
         for (mapping, sockets) in opened {
             let ports = sockets.into_iter().map(|(at, ready, share)| Port {
                 at,
-                task: ready.start(
-                    self.shared.clone(),
-                    &mut self.workers,
-                    published.target.subscribe(),
-                ),
+                task: ready.start(self.shared.clone(), published.target.subscribe()),
                 _share: share,
             });
             let ports: Vec<Port> = ports.collect();
@@ -343,17 +380,10 @@ impl Ready {
         })
     }
 
-    fn start(
-        self,
-        shared: Shared,
-        workers: &mut Option<Arc<Workers>>,
-        to: Destination,
-    ) -> JoinHandle<()> {
+    fn start(self, shared: Shared, to: Destination) -> JoinHandle<()> {
         match self.socket {
             Registered::Tcp(socket) => {
-                let workers = workers.get_or_insert_with(|| Arc::new(Workers::start()));
-                let workers = workers.clone();
-                tokio::spawn(tcp::serve(socket, shared, workers, to, self.container_port))
+                tokio::spawn(tcp::serve(socket, shared, to, self.container_port))
             }
             Registered::Udp(socket) => {
                 tokio::spawn(udp::serve(socket, shared, to, self.container_port))

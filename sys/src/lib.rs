@@ -20,5 +20,6 @@ pub mod signal;
 pub mod signal_queue;
 pub mod slim;
 pub mod socket;
+pub mod tun;
 
 pub use errno::{SysError, SysResult};

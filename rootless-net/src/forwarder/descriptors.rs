@@ -16,10 +16,19 @@ const CONNECTION: u32 = 2;
 /// A share of the process's descriptors, given back when dropped.
 pub(super) type Share = OwnedSemaphorePermit;
 
+/// That of a connection out of a container.
+pub(super) struct OutgoingShare {
+    _outgoing: OwnedSemaphorePermit,
+    _free: Share,
+}
+
 /// The process's descriptors.
 #[derive(Clone)]
 pub(super) struct Descriptors {
     free: Arc<Semaphore>,
+    /// Connections out of containers that there may be more: they leave half for those who come in.
+    outgoing: Arc<Semaphore>,
+    most_outgoing: usize,
     limit: u64,
 }
 
@@ -38,8 +47,12 @@ impl Descriptors {
         // A limit too small for the reserve: half of it.
         let free = limit.saturating_sub(RESERVE).max(limit / 2);
         let free = usize::try_from(free).unwrap_or(usize::MAX);
+        let free = free.min(Semaphore::MAX_PERMITS);
+        let most_outgoing = free / 2 / CONNECTION as usize;
         Ok(Self {
-            free: Arc::new(Semaphore::new(free.min(Semaphore::MAX_PERMITS))),
+            free: Arc::new(Semaphore::new(free)),
+            outgoing: Arc::new(Semaphore::new(most_outgoing)),
+            most_outgoing,
             limit,
         })
     }
@@ -52,6 +65,19 @@ impl Descriptors {
     /// For one connection, when there are enough.
     pub async fn connection(&self) -> Option<Share> {
         self.free.clone().acquire_many_owned(CONNECTION).await.ok()
+    }
+
+    /// For one connection out of a container, if there are enough now.
+    pub fn outgoing(&self) -> Option<OutgoingShare> {
+        Some(OutgoingShare {
+            _outgoing: self.outgoing.clone().try_acquire_owned().ok()?,
+            _free: self.free.clone().try_acquire_many_owned(CONNECTION).ok()?,
+        })
+    }
+
+    /// How many connections out one container may have, so that others can have some too.
+    pub fn outgoing_of_one(&self) -> usize {
+        self.most_outgoing / 2
     }
 
     /// For one published port, if there are enough now: its socket, and a connection it has accepted

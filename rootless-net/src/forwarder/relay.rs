@@ -16,7 +16,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::net::sockopt::set_socket_linger;
@@ -28,6 +28,12 @@ use super::buffers::Buffers;
 
 /// How long what a reset side said before may take to be delivered.
 const FAREWELL: Duration = Duration::from_secs(30);
+
+/// Bytes of a message after which an end may follow at once.
+const SHORT: usize = 4096;
+
+/// After how many bytes a connection is a long one.
+const LONG: usize = 1024 * 1024;
 
 /// How many bytes a pump moves before others have their turn.
 const TURN: usize = 2 * 1024 * 1024;
@@ -51,6 +57,44 @@ fn push(to: &TcpStream) {
     let _ = to.set_nodelay(true);
 }
 
+/// What a socket had.
+enum Read {
+    /// Nothing at the moment.
+    Nothing,
+    Bytes(usize),
+    /// So many bytes, and then its end.
+    End(usize, Result<(), Reset>),
+}
+
+/// A connection's end that is not a FIN.
+struct Reset;
+
+/// Reads once, and after a short message once more: often its sender has closed after it, and then both
+/// can be one packet on the other side too.
+fn read(from: &TcpStream, buffer: &mut [u8]) -> Read {
+    let mut total = 0;
+    loop {
+        match from.try_read(&mut buffer[total..]) {
+            Ok(0) => return Read::End(total, Ok(())),
+            Ok(count) => {
+                let is_first = total == 0;
+                total += count;
+                if !is_first || count > SHORT || total == buffer.len() {
+                    return Read::Bytes(total);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return if total == 0 {
+                    Read::Nothing
+                } else {
+                    Read::Bytes(total)
+                };
+            }
+            Err(_) => return Read::End(total, Err(Reset)),
+        }
+    }
+}
+
 /// Why a pump stopped before the end of what it moves.
 enum Broken {
     /// The side it reads from was reset.
@@ -59,45 +103,80 @@ enum Broken {
     To,
 }
 
-/// Moves everything from one socket to the other, and then its end, unless `is_last`: the other
-/// direction has ended before, so that closing the sockets tells it as well.
+/// Why a pump stopped without anything being wrong.
+#[derive(PartialEq, Eq)]
+enum Stopped {
+    /// At the end of what it moves.
+    Ended,
+    /// At a point where both can be stopped.
+    Long,
+}
+
+/// What both pumps know of each other.
+#[derive(Default)]
+struct Both {
+    one_has_ended: AtomicBool,
+    /// Whether they have something in their hands.
+    busy: [AtomicBool; 2],
+    moved: AtomicUsize,
+}
+
+/// Moves everything from one socket to the other, and then its end, unless the other direction has ended
+/// before, so that closing the sockets tells it as well.
 async fn pump(
     from: &TcpStream,
     to: &TcpStream,
     buffers: &Buffers,
-    is_last: &AtomicBool,
-) -> Result<(), Broken> {
+    both: &Both,
+    way: usize,
+    until: Until,
+) -> Result<Stopped, Broken> {
     loop {
         from.readable().await.map_err(|_| Broken::From)?;
+        both.busy[way].store(true, Ordering::Relaxed);
         let mut buffer = buffers.take();
         let mut moved = 0;
         let mut something_waits = false;
         while moved < TURN {
-            let count = match from.try_read(&mut buffer) {
-                Ok(0) => {
-                    if !is_last.swap(true, Ordering::Relaxed) {
+            let (count, end) = match read(from, &mut buffer) {
+                Read::Nothing => break,
+                Read::Bytes(count) => (count, None),
+                Read::End(count, end) => (count, Some(end)),
+            };
+            // What ends here goes out with its end.
+            something_waits = count > 0 && (count == buffer.len() || end.is_some());
+            let written = write(to, &buffer[..count], something_waits).await;
+            written.map_err(|_| Broken::To)?;
+            match end {
+                None => {}
+                Some(Ok(())) => {
+                    if !both.one_has_ended.swap(true, Ordering::Relaxed) {
                         // Fails only when that side has been reset, which its own pump finds out.
                         let _ = rustix::net::shutdown(to, Shutdown::Write);
                     }
-                    return Ok(());
+                    return Ok(Stopped::Ended);
                 }
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => {
+                Some(Err(Reset)) => {
                     if something_waits {
                         push(to);
                     }
                     return Err(Broken::From);
                 }
-            };
-            something_waits = count == buffer.len();
-            let written = write(to, &buffer[..count], something_waits).await;
-            written.map_err(|_| Broken::To)?;
+            }
             moved += count;
         }
         drop(buffer);
         if something_waits {
             push(to);
+        }
+        both.busy[way].store(false, Ordering::Relaxed);
+        let total = moved + both.moved.fetch_add(moved, Ordering::Relaxed);
+        if until == Until::Long
+            && total >= LONG
+            && !both.busy[1 - way].load(Ordering::Relaxed)
+            && !both.one_has_ended.load(Ordering::Relaxed)
+        {
+            return Ok(Stopped::Long);
         }
         if moved >= TURN {
             tokio::task::yield_now().await;
@@ -105,33 +184,55 @@ async fn pump(
     }
 }
 
-/// Passes on what both sides say until both have ended, or one is reset.
-pub(super) async fn relay(client: &TcpStream, server: &TcpStream, buffers: &Buffers) {
-    let is_last = AtomicBool::new(false);
-    let mut up = pin!(pump(client, server, buffers, &is_last));
-    let mut down = pin!(pump(server, client, buffers, &is_last));
+/// How long [`relay`] goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// Until both sides have ended, or one is reset.
+    Ended,
+    /// Or until it has turned out to be a long one.
+    Long,
+}
+
+/// Passes on what both sides say. Returns whether both have ended, or one was reset; otherwise, what was
+/// read has been written, and it can be gone on with anywhere.
+pub(super) async fn relay(
+    client: &TcpStream,
+    server: &TcpStream,
+    buffers: &Buffers,
+    until: Until,
+) -> bool {
+    let both = Both::default();
+    let mut up = pin!(pump(client, server, buffers, &both, 0, until));
+    let mut down = pin!(pump(server, client, buffers, &both, 1, until));
     tokio::select! {
-        ended = &mut up => rest(ended, client, server, down).await,
-        ended = &mut down => rest(ended, server, client, up).await,
+        ended = &mut up => match ended {
+            Ok(Stopped::Long) => return false,
+            ended => rest(ended, client, server, down).await,
+        },
+        ended = &mut down => match ended {
+            Ok(Stopped::Long) => return false,
+            ended => rest(ended, server, client, up).await,
+        },
     }
+    true
 }
 
 /// One pump, which read from `near` and wrote to `far`, has `ended`; `other` is the other one.
 async fn rest(
-    ended: Result<(), Broken>,
+    ended: Result<Stopped, Broken>,
     near: &TcpStream,
     far: &TcpStream,
-    other: impl Future<Output = Result<(), Broken>>,
+    other: impl Future<Output = Result<Stopped, Broken>>,
 ) {
     match ended {
-        Ok(()) => {
+        Ok(_) => {
             let broken = tokio::select! {
                 ended = other => ended,
                 // Nobody reads from there any more, so nobody else would notice.
                 _ = near.ready(Interest::ERROR) => Err(Broken::To),
             };
             match broken {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(Broken::From) => farewell(near).await,
                 Err(Broken::To) => farewell(far).await,
             }

@@ -2,8 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -11,10 +9,11 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
-use super::relay::{relay, reset};
-use super::target::Path;
+use super::descriptors::Share;
+use super::passing::{Gone, pass_on};
+use super::relay::reset;
+use super::target::{Path, Target};
 use super::uplink_sockets::Transport;
-use super::workers::Workers;
 use super::{Destination, Shared};
 
 /// How long accepting pauses when the kernel has no descriptors or memory for more.
@@ -24,7 +23,6 @@ const SHORTAGE: Duration = Duration::from_millis(100);
 pub(super) async fn serve(
     listener: TcpStream,
     shared: Shared,
-    workers: Arc<Workers>,
     to: Destination,
     port: u16,
 ) {
@@ -36,11 +34,10 @@ pub(super) async fn serve(
                     return;
                 };
                 let (shared, to) = (shared.clone(), to.clone());
-                workers.next().spawn(async move {
-                    if let Err(error) = forward(socket, client, &shared, to, port).await {
+                tokio::spawn(async move {
+                    if let Err(error) = forward(socket, client, &shared, to, port, share).await {
                         tracing::debug!(%client, port, %error, "no connection to the container");
                     }
-                    drop(share);
                 });
             }
             Err(error) if is_shortage(&error) => {
@@ -78,6 +75,7 @@ async fn forward(
     shared: &Shared,
     mut to: Destination,
     port: u16,
+    share: Share,
 ) -> io::Result<()> {
     let near = TcpStream::from_std(near)?;
     let path = to.borrow().as_ref().and_then(|target| target.path(client));
@@ -86,8 +84,10 @@ async fn forward(
         return Err(io::Error::other("it has no address"));
     };
     let other = to.borrow().as_ref().and_then(|to| to.other_path(&path));
-    let gone = to.wait_for(|target| !target.as_ref().is_some_and(|to| to.has(path.destination)));
-    let mut gone = pin!(gone);
+    let mut gone: Gone = Box::pin(async move {
+        let has = |to: &Target| to.has(path.destination);
+        let _ = to.wait_for(|to| !to.as_ref().is_some_and(has)).await;
+    });
     let far = tokio::select! {
         far = connect_either(shared, path, other, port) => far.inspect_err(|_| reset(&near))?,
         // The client has given up; what it may have said reaches nobody.
@@ -97,13 +97,7 @@ async fn forward(
             return Ok(());
         }
     };
-    tokio::select! {
-        () = relay(&near, &far, &shared.buffers) => {}
-        _ = gone => {
-            reset(&near);
-            reset(&far);
-        }
-    }
+    pass_on(near, far, gone, &shared.buffers, &shared.workers, share).await;
     Ok(())
 }
 

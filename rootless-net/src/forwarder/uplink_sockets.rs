@@ -23,10 +23,10 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::oneshot;
 
 /// How many sockets of one kind are made at once.
-const BATCH: usize = 8;
+const BATCH: usize = 32;
 
 /// More are made when there are fewer than this.
-const FEW: usize = 4;
+const FEW: usize = 16;
 
 /// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
 const QUEUE: usize = 1 << 20;
@@ -111,6 +111,29 @@ impl UplinkSockets {
             .run(move || -> io::Result<Socket> {
                 let socket = free_bind(address, Type::STREAM, Protocol::TCP)?;
                 socket.listen(1024)?;
+                Ok(socket)
+            })
+            .await??;
+        Ok(socket.into())
+    }
+
+    /// Listens like [`Self::listen_tcp`] for what the namespace's rules lead there, whatever it is
+    /// addressed to; the sockets of its connections have that address.
+    pub(super) async fn listen_transparent(&self, address: SocketAddr) -> io::Result<TcpListener> {
+        let socket = self
+            .run(move || -> io::Result<Socket> {
+                let kind = Type::STREAM.nonblocking().cloexec();
+                let domain = Domain::for_address(address);
+                let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
+                match address.ip() {
+                    IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+                    IpAddr::V6(_) => socket.set_ip_transparent_v6(true)?,
+                }
+                socket.set_reuse_address(true)?;
+                // Its connections have this too.
+                socket.set_tcp_nodelay(true)?;
+                socket.bind(&address.into())?;
+                socket.listen(4096)?;
                 Ok(socket)
             })
             .await??;

@@ -1,55 +1,73 @@
-//! The threads that pass on connections: the one that accepts them, and others that take turns with it.
-//!
-//! A connection stays with the thread it was given to, so that its bytes stay with one processor; many
-//! connections use several. Each thread waits for its own sockets only.
+//! Threads that take turns in passing on long connections (see [`super::passing`]), beside the one that takes
+//! them. Each waits for its own sockets only.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 
-/// Threads in all, on machines that have as many processors: clients are not to take all of a large one.
-const MOST: usize = 4;
+/// How many there are on machines with more processors: clients are not to take all of a large one.
+const MOST: usize = 3;
 
 /// What a thread needs beyond what it waits with.
 const STACK: usize = 256 * 1024;
 
-/// See the module. The other threads end when this is dropped, and with them their connections.
+/// See the module. They are started when the first is wanted, and end when this is dropped, and with them
+/// their connections.
 #[derive(Debug)]
 pub(super) struct Workers {
-    all: Vec<Handle>,
+    count: usize,
+    started: OnceLock<Started>,
     next: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Started {
+    all: Vec<Handle>,
     _running: watch::Sender<()>,
 }
 
 impl Workers {
-    /// The caller's runtime, and a thread for each further processor. Where none can be started, the
-    /// caller does it alone.
-    pub(super) fn start() -> Self {
+    /// One for each processor but the first.
+    pub(super) fn new() -> Self {
         let processors = thread::available_parallelism().map_or(1, usize::from);
-        let (running, stop) = watch::channel(());
-        let mut all = vec![Handle::current()];
-        for _ in 1..processors.min(MOST) {
-            match start_one(stop.clone()) {
-                Ok(handle) => all.push(handle),
-                Err(error) => {
-                    tracing::warn!(%error, "fewer threads serve published ports");
-                    break;
-                }
-            }
-        }
         Self {
-            all,
+            count: (processors - 1).min(MOST),
+            started: OnceLock::new(),
             next: AtomicUsize::new(0),
-            _running: running,
         }
     }
 
-    /// Whose turn it is.
-    pub(super) fn next(&self) -> &Handle {
+    /// Whether there are any.
+    pub(super) fn are_there(&self) -> bool {
+        self.count > 0
+    }
+
+    /// Whose turn it is; `None` when there are none, or none could be started.
+    pub(super) fn next(&self) -> Option<&Handle> {
+        let all = &self.started.get_or_init(|| start(self.count)).all;
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
-        &self.all[turn % self.all.len()]
+        all.get(turn.checked_rem(all.len())?)
+    }
+}
+
+fn start(count: usize) -> Started {
+    let (running, stop) = watch::channel(());
+    let mut all = Vec::new();
+    for _ in 0..count {
+        match start_one(stop.clone()) {
+            Ok(handle) => all.push(handle),
+            Err(error) => {
+                tracing::warn!(%error, "fewer threads pass on connections");
+                break;
+            }
+        }
+    }
+    Started {
+        all,
+        _running: running,
     }
 }
 
@@ -64,7 +82,7 @@ fn start_one(mut stop: watch::Receiver<()>) -> std::io::Result<Handle> {
         runtime.block_on(async { while stop.changed().await.is_ok() {} });
     };
     thread::Builder::new()
-        .name("ports".into())
+        .name("connections".into())
         .stack_size(STACK)
         .spawn(run)?;
     Ok(handle)
@@ -78,33 +96,36 @@ mod tests {
     fn all_have_their_turn_and_end() {
         let runtime = Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let workers = Workers::start();
-            let count = workers.all.len();
-            assert!((1..=MOST).contains(&count));
-            let here = thread::current().id();
-            let mut seen = Vec::new();
-            for _ in 0..count {
-                seen.push(
-                    workers
-                        .next()
-                        .spawn(async { thread::current().id() })
-                        .await
-                        .unwrap(),
-                );
+            let workers = Workers {
+                count: 2,
+                ..Workers::new()
+            };
+            assert!(workers.are_there());
+            let mut seen = vec![thread::current().id()];
+            for _ in 0..2 {
+                let worker = workers.next().unwrap();
+                seen.push(worker.spawn(async { thread::current().id() }).await.unwrap());
             }
-            assert!(seen.contains(&here));
             for (index, one) in seen.iter().enumerate() {
                 assert!(!seen[..index].contains(one), "{seen:?}");
             }
-            let others: Vec<Handle> = workers.all[1..].to_vec();
-            let left: Vec<_> = others
-                .iter()
-                .map(|other| other.spawn(std::future::pending::<()>()))
+            let left: Vec<_> = [workers.next(), workers.next()]
+                .into_iter()
+                .map(|worker| worker.unwrap().spawn(std::future::pending::<()>()))
                 .collect();
             drop(workers);
             for task in left {
                 assert!(task.await.unwrap_err().is_cancelled());
             }
         });
+    }
+
+    #[test]
+    fn one_processor_needs_none() {
+        let alone = Workers {
+            count: 0,
+            ..Workers::new()
+        };
+        assert!(!alone.are_there() && alone.next().is_none());
     }
 }

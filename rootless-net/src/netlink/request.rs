@@ -100,6 +100,18 @@ impl Request {
         .tolerating(&[Errno::EXIST])
     }
 
+    /// Sets the longest packet that fits a link, in bytes.
+    pub fn mtu(index: u32, mtu: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        Self::new(
+            format!("set the MTU of the link {index} to {mtu}"),
+            RouteNetlinkMessage::SetLink(message),
+            0,
+        )
+    }
+
     /// Brings a link up, and makes it a port of a bridge where one is given.
     pub fn up(index: u32, bridge: Option<u32>) -> Self {
         let mut message = LinkMessage::default();
@@ -220,6 +232,14 @@ impl Request {
             RouteNetlinkMessage::NewRoute(message),
             NLM_F_CREATE | NLM_F_REPLACE,
         )
+    }
+
+    /// A route, in `table` instead of the main one.
+    pub fn in_table(mut self, table: u8) -> Self {
+        if let RouteNetlinkMessage::NewRoute(message) = &mut self.message {
+            message.header.table = table;
+        }
+        self
     }
 
     /// In table `table`: everything is local, so that packets sent there come to sockets of ours.

@@ -12,7 +12,7 @@ use selkie_sys::clone::CloneNamespaces;
 use selkie_sys::errno::{Attempt, SysError, SysResult};
 
 use super::protocol::Failure;
-use crate::netlink::{self, Netlink, Request};
+use crate::netlink::{self, Netlink, Request, default_destination};
 
 /// `f_type` of a namespace file (`NSFS_MAGIC`, linux/magic.h).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -23,10 +23,21 @@ const LOOPBACK: u32 = 1;
 /// Mark of packets for sockets with a client's address, and the routing table they go by.
 const TRANSPARENT: (u32, u8) = (1, 100);
 
+/// The same of packets that ask for a connection.
+const REQUESTS: (u32, u8) = (2, 101);
+
+/// That of a tun interface (`IP_MAX_MTU` less what a link's header might take).
+const LARGEST_MTU: u32 = 65_535;
+
+/// Interface for those (`forwarder/outgoing.rs`).
+const REQUESTS_INTERFACE: &str = "syn0";
+
 /// Interface towards the host.
 pub(super) const UPLINK_INTERFACE: &str = "uplink0";
 
 const RULES: &str = include_str!("rules.nft");
+
+const OUTGOING_RULES: &str = include_str!("rules_outgoing.nft");
 
 /// Opens the namespace kept at `anchor`; `None` when none is kept there.
 pub(super) fn open_kept(anchor: &Path) -> SysResult<Option<OwnedFd>> {
@@ -62,6 +73,11 @@ pub(super) fn make(anchor: &Path) -> SysResult<OwnedFd> {
     })
 }
 
+/// Makes the interface by which containers ask for connections.
+pub(super) fn make_requests_interface(namespace: BorrowedFd<'_>) -> SysResult<OwnedFd> {
+    netlink::in_namespace(namespace, || selkie_sys::tun::make(REQUESTS_INTERFACE))
+}
+
 /// Lets go of the namespace kept at `anchor`.
 pub(super) fn release(anchor: &Path) {
     // Whatever stays is found by `system check`.
@@ -83,6 +99,12 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
             }
         }
         write_sysctl("/proc/sys/net/ipv4/ip_forward", "1")?;
+        // The rules see to it, with exceptions of their own.
+        write_sysctl("/proc/sys/net/ipv4/conf/all/rp_filter", "0")?;
+        write_sysctl("/proc/sys/net/ipv4/conf/default/rp_filter", "0")?;
+        // It would find the socket of a connection that has ended for a packet that asks for the next one
+        // between the same ports, and the kernel does not forward what has a socket.
+        write_sysctl("/proc/sys/net/ipv4/tcp_early_demux", "0")?;
         // All connections made in here end at a container of this machine, where nothing is lost and
         // spreading packets over time (BBR, the default of some hosts) costs a seventh of the throughput.
         write_sysctl("/proc/sys/net/ipv4/tcp_congestion_control", "reno")?;
@@ -102,10 +124,29 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
         requests.push(Request::rule(v6, mark, table));
         requests.push(Request::local_default(v6, LOOPBACK, table));
     }
+    let has_requests = if let Some(index) = netlink.index_of(REQUESTS_INTERFACE).map_err(failure)? {
+        let (mark, table) = REQUESTS;
+        requests.push(Request::mtu(index, LARGEST_MTU));
+        requests.push(Request::up(index, None));
+        for v6 in [Some(false), v6.then_some(true)].into_iter().flatten() {
+            requests.push(Request::rule(v6, mark, table));
+            requests.push(Request::route(default_destination(v6), index, None).in_table(table));
+        }
+        true
+    } else {
+        false
+    };
     netlink.batch(requests).map_err(failure)?;
     // Adding it first makes removing it right whether it was there or not.
     let rules = format!("table inet selkie\ndelete table inet selkie\n{RULES}");
-    load_rules(namespace, nft, &rules)?;
+    // Without them, what is for the outside goes by way of the connector.
+    let has_outgoing = has_requests
+        && load_rules(namespace, nft, &format!("{rules}{OUTGOING_RULES}"))
+            .inspect_err(|failure| tracing::info!(message = failure.message, "no tproxy"))
+            .is_ok();
+    if !has_outgoing {
+        load_rules(namespace, nft, &rules)?;
+    }
     netlink::in_namespace(namespace, || {
         let settings = [
             // Connections through pasta and slirp4netns have no kernel's TCP on their other side: what

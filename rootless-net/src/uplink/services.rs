@@ -2,7 +2,7 @@
 
 mod process;
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use selkie_sys::errno::SysResult;
@@ -50,9 +50,14 @@ pub(super) enum Ports {
     ThoseThereAre,
 }
 
-/// Forks it. The caller has one thread.
-pub(super) fn start(uplink: BorrowedFd<'_>, resolv_conf: &Path) -> SysResult<ServiceProcess> {
+/// Forks it; `requests` is the interface by which containers ask for connections. The caller has one
+/// thread.
+pub(super) fn start(
+    uplink: BorrowedFd<'_>,
+    requests: Option<OwnedFd>,
+    resolv_conf: &Path,
+) -> SysResult<ServiceProcess> {
     ServiceProcess::fork("the uplink's services", |channel, parent| {
-        process::run(channel, uplink, resolv_conf, parent)
+        process::run(channel, uplink, requests, resolv_conf, parent)
     })
 }

@@ -26,6 +26,8 @@ pub(super) struct Trunk {
     wiring: Wiring,
     /// Towards the host.
     pub(super) connector: Connector,
+    /// By which containers ask for connections.
+    requests: Option<OwnedFd>,
     services: Option<ServiceProcess>,
     services_retry: Option<Instant>,
     /// The host's, as the rules have it.
@@ -65,8 +67,8 @@ impl Trunk {
             .map_err(failure)?;
         let mut connector = Connector::of_uplink(config, of_connector)?;
         connector.start();
-        let mut services =
-            services::start(namespace.as_fd(), &config.resolv_conf).map_err(failure)?;
+        let requests = namespace::make_requests_interface(namespace.as_fd()).ok();
+        let mut services = start_services(namespace.as_fd(), requests.as_ref(), config)?;
         namespace::prepare(namespace.as_fd(), &nft)?;
         services.ready()?;
         let host = host_address::current();
@@ -76,6 +78,7 @@ impl Trunk {
             namespace,
             nft,
             connector,
+            requests,
             services: Some(services),
             services_retry: None,
             host,
@@ -226,8 +229,7 @@ impl Trunk {
     ) -> Vec<String> {
         self.services = None;
         self.services_retry = None;
-        let started = services::start(self.namespace.as_fd(), &config.resolv_conf)
-            .map_err(failure)
+        let started = start_services(self.namespace.as_fd(), self.requests.as_ref(), config)
             .and_then(|mut services| services.ready().map(|()| services));
         match started {
             Ok(services) => self.services = Some(services),
@@ -244,6 +246,19 @@ impl Trunk {
             })
             .collect()
     }
+}
+
+fn start_services(
+    namespace: BorrowedFd<'_>,
+    requests: Option<&OwnedFd>,
+    config: &UplinkConfig,
+) -> Result<ServiceProcess, Failure> {
+    let requests = requests
+        .map(OwnedFd::try_clone)
+        .transpose()
+        .attempt(|| "duplicate a descriptor")
+        .map_err(failure)?;
+    services::start(namespace, requests, &config.resolv_conf).map_err(failure)
 }
 
 /// Each attachment with its network.

@@ -25,6 +25,7 @@ pub(super) fn run(
         channel,
         parent,
         namespace,
+        device: None,
         sources: Sources::Own,
         readable: &[],
     };

@@ -26,6 +26,8 @@ pub(in super::super) struct Setup<'a> {
     pub channel: OwnedFd,
     /// The supervisor, with which it ends.
     pub parent: Pid,
+    /// What else it is to have, which [`Tools`] give it.
+    pub device: Option<OwnedFd>,
     /// Where its sockets for containers are made.
     pub namespace: BorrowedFd<'a>,
     /// With what addresses those send.
@@ -39,12 +41,13 @@ pub(in super::super) struct Tools {
     pub channel: Channel,
     pub sockets: UplinkSockets,
     pub tables: HostTables,
+    pub device: Option<OwnedFd>,
 }
 
 /// Confines the forked process and has it `serve` until that ends. A failure is the answer to the
 /// supervisor.
 pub(in super::super) fn run(
-    setup: Setup<'_>,
+    mut setup: Setup<'_>,
     serve: impl AsyncFnOnce(Tools) -> Result<(), ServiceFailure>,
 ) -> ! {
     let _ = rustix::thread::set_name(setup.name);
@@ -63,6 +66,7 @@ pub(in super::super) fn run(
                     channel: Channel::new(&setup.channel).map_err(other)?,
                     sockets,
                     tables,
+                    device: setup.device.take(),
                 };
                 serve(tools).await
             })
@@ -87,7 +91,9 @@ fn confine(setup: &Setup<'_>) -> SysResult<(UplinkSockets, HostTables)> {
         .namespace
         .try_clone_to_owned()
         .attempt(|| "duplicate a descriptor")?;
-    selkie_sys::slim::close_all_except(&[setup.channel.as_fd(), namespace.as_fd()])?;
+    let mut kept = vec![setup.channel.as_fd(), namespace.as_fd()];
+    kept.extend(setup.device.as_ref().map(AsFd::as_fd));
+    selkie_sys::slim::close_all_except(&kept)?;
     let tables = HostTables::open();
     let sandbox = Sandbox {
         readable: setup.readable,

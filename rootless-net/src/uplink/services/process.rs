@@ -31,7 +31,7 @@ const RESOLVER_PLACES: [&str; 5] = [
 ];
 
 /// Serves until the supervisor goes, whose process is `parent`.
-pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, resolv_conf: &Path, parent: Pid) -> ! {
+pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, requests: Option<OwnedFd>, resolv_conf: &Path, parent: Pid) -> ! {
     let mut readable: Vec<PathBuf> = RESOLVER_PLACES.iter().map(PathBuf::from).collect();
     readable.extend(resolv_conf.parent().map(Path::to_owned));
     let setup = Setup {
@@ -39,6 +39,7 @@ pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, resolv_conf: &Path, 
         channel,
         parent,
         namespace: uplink,
+        device: requests,
         sources: Sources::Any,
         readable: &readable,
     };
@@ -52,11 +53,18 @@ async fn serve(tools: Tools, resolv_conf: &Path) -> SysResult<()> {
         channel,
         sockets,
         tables,
+        device,
     } = tools;
     let views = Views::new();
     let names = NameServer::new(views.clone(), HostResolvers::new(resolv_conf));
-    let forwarder = Forwarder::new(sockets.clone(), tables, Limits::default())
+    let mut forwarder = Forwarder::new(sockets.clone(), tables, Limits::default())
         .attempt(|| "set up the forwarding of ports")?;
+    if let Some(requests) = device {
+        forwarder
+            .pass_out(requests)
+            .await
+            .attempt(|| "listen for connections out of containers")?;
+    }
     let mut services = ServicesInside {
         sockets,
         views,
@@ -107,7 +115,9 @@ impl ServicesInside {
                 ports,
             } => self.attach(member, &networks, ports).await,
             ServiceRequest::Detach { container } => {
-                self.members.remove(&container);
+                if let Some(member) = self.members.remove(&container) {
+                    self.forwarder.forget(addresses(&member));
+                }
                 self.views.remove_container(&container);
                 self.forwarder.unpublish(&container).await;
                 Ok(Vec::new())
@@ -141,6 +151,9 @@ impl ServicesInside {
                     self.views.remove_member(&attachment.network, container);
                 }
             }
+            let now: Vec<IpAddr> = addresses(&member).collect();
+            self.forwarder
+                .forget(addresses(before).filter(|address| !now.contains(address)));
         }
         for attachment in &member.attachments {
             let mut names = member.names.clone();
@@ -256,6 +269,12 @@ impl ServicesInside {
         }
         Ok(left_out)
     }
+}
+
+/// All that a container has.
+fn addresses(member: &Member) -> impl Iterator<Item = IpAddr> {
+    let attachments = member.attachments.iter();
+    attachments.flat_map(|attachment| attachment.addresses.iter().map(|net| net.addr()))
 }
 
 /// Where published ports lead: the first address of each family in a network that has a way out.
