@@ -14,8 +14,8 @@ use crate::errno::{Attempt, SysError, SysResult};
 /// `/dev/net/tun`.
 pub fn make(name: &str) -> SysResult<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let device = rustix::fs::open("/dev/net/tun", flags, Mode::empty())
-        .attempt(|| "open /dev/net/tun")?;
+    let device =
+        rustix::fs::open("/dev/net/tun", flags, Mode::empty()).attempt(|| "open /dev/net/tun")?;
     // SAFETY: an ifreq is numbers and bytes, of which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let place = request.ifr_name.len() - 1;

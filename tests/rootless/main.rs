@@ -19,6 +19,7 @@ mod network_routes;
 mod networks;
 mod online;
 mod options;
+mod outgoing;
 mod processes;
 mod refusals;
 mod self_healing;
@@ -45,7 +46,7 @@ fn main() -> ExitCode {
         }
     };
     println!("seed {} (SELKIE_TEST_SEED repeats it)", ground.seed);
-    let topics: [fn(&'static Ground) -> Vec<Trial>; 22] = [
+    let topics: [fn(&'static Ground) -> Vec<Trial>; 23] = [
         images::trials,
         identity::trials,
         isolation::trials,
@@ -67,6 +68,7 @@ fn main() -> ExitCode {
         network_faults::trials,
         network_buffers::trials,
         network_routes::trials,
+        outgoing::trials,
         slirp4netns::trials,
     ];
     let mut trials: Vec<Trial> = topics.into_iter().flat_map(|topic| topic(ground)).collect();

@@ -81,11 +81,16 @@ pub fn heals(what: &str, mut is_so: impl FnMut() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// Out by both families, each tried once.
+/// Out by both families and protocols, each tried once: TCP is the services' affair, UDP pasta's.
 fn is_online(container: &Container<'_>, seen_as: [&str; 2]) -> Result<()> {
     for (to, expected) in WORLD.into_iter().zip(seen_as) {
-        let seen = container.exec(&["wire", "who", to, PORT, "0"])?;
-        ensure!(seen == expected, "got {seen:?}, expected {expected:?}");
+        for verb in ["who", "udp"] {
+            let seen = container.exec(&["wire", verb, to, PORT, "0"])?;
+            ensure!(
+                seen == expected,
+                "{verb}: got {seen:?}, expected {expected:?}"
+            );
+        }
     }
     Ok(())
 }

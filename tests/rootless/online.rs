@@ -135,7 +135,7 @@ impl<'l> Place<'l> {
         login.detached(&all)
     }
 
-    fn sleeper(&self, login: &'l Login) -> Result<Container<'l>> {
+    pub fn sleeper(&self, login: &'l Login) -> Result<Container<'l>> {
         self.run(login, &[], &["sleep", "10000"])
     }
 

@@ -126,7 +126,7 @@ fn stuck_connections_are_capped(ground: &'static Ground) -> Result<()> {
     let login = hosts.login(0)?;
     let container = login.sleeper(&["--network", "slirp4netns"])?;
     let pid = program(&hosts, &login)?;
-    let seen = watch_stuck(&hosts, &login, &container, &["3000", "4"])?;
+    let seen = watch_stuck(&hosts, &login, &container, &["4500", "4"])?;
     ensure!(seen.is_refusing && seen.peak >= REFUSES, "{seen:?}");
     ensure!(seen.peak < ENDS, "{seen:?}");
     // As soon as memory is back, and by the same process.

@@ -39,6 +39,10 @@ pub struct UplinkInfo {
     pub connector: Option<i32>,
     /// Which program that is, or why there is none.
     pub connected_by: String,
+    /// Why TCP connections out of containers go by way of that too, where they do: usually the host's own
+    /// TCP makes them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp_by_connector: Option<String>,
     /// How many containers are connected.
     pub containers: usize,
 }
@@ -84,6 +88,7 @@ impl Engine {
                     services: status.services,
                     connector: status.connector,
                     connected_by: status.connected_by,
+                    tcp_by_connector: status.tcp_by_connector,
                     containers: status.containers.len(),
                 })
             }

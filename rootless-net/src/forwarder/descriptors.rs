@@ -91,3 +91,23 @@ impl Descriptors {
         self.free.clone().try_acquire_owned().ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn containers_leave_half_to_those_who_come_in() {
+        let descriptors = Descriptors::of_this_process().unwrap();
+        let most = descriptors.most_outgoing;
+        assert!(descriptors.outgoing_of_one() * 2 <= most);
+        let mut taken = Vec::new();
+        while let Some(share) = descriptors.outgoing() {
+            taken.push(share);
+        }
+        assert_eq!(taken.len(), most);
+        assert!(descriptors.free.available_permits() >= most * CONNECTION as usize);
+        taken.pop();
+        assert!(descriptors.outgoing().is_some());
+    }
+}

@@ -75,12 +75,7 @@ impl Syn {
         match refusal {
             Refusal::Reset => {
                 let answer = ip
-                    .tcp(
-                        self.flow.remote.port(),
-                        self.flow.container.port(),
-                        0,
-                        0,
-                    )
+                    .tcp(self.flow.remote.port(), self.flow.container.port(), 0, 0)
                     .rst()
                     .ack(self.sequence.wrapping_add(1));
                 let mut bytes = Vec::with_capacity(answer.size(0));
@@ -186,4 +181,174 @@ fn is_outside_v6(address: Ipv6Addr) -> bool {
         && !address.is_unspecified()
         && !address.is_unicast_link_local()
         && !address.is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::TcpSlice;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn v4() -> PacketBuilderStep<etherparse::IpHeaders> {
+        PacketBuilder::ipv4([10, 88, 0, 2], [192, 0, 2, 7], 63)
+    }
+
+    fn v6() -> PacketBuilderStep<etherparse::IpHeaders> {
+        let container: Ipv6Addr = "fd00::2".parse().unwrap();
+        let remote: Ipv6Addr = "2001:db8::7".parse().unwrap();
+        PacketBuilder::ipv6(container.octets(), remote.octets(), 63)
+    }
+
+    fn syn(ip: PacketBuilderStep<etherparse::IpHeaders>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let tcp = ip.tcp(40000, 443, u32::MAX, 64240).syn();
+        tcp.write(&mut bytes, &[]).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn requests_are_told_from_other_packets() {
+        let flow = |container: &str, remote: &str| Flow {
+            container: container.parse().unwrap(),
+            remote: remote.parse().unwrap(),
+        };
+        let bytes = syn(v4());
+        let request = Syn::parse(&bytes).unwrap();
+        assert_eq!(request.flow, flow("10.88.0.2:40000", "192.0.2.7:443"));
+        assert_eq!(request.packet(), bytes);
+        let request = Syn::parse(&syn(v6())).unwrap();
+        assert_eq!(request.flow, flow("[fd00::2]:40000", "[2001:db8::7]:443"));
+
+        let others = [
+            v4().tcp(1, 2, 3, 4).syn().ack(5),
+            v4().tcp(1, 2, 3, 4).ack(5).psh(),
+            v4().tcp(1, 2, 3, 4).syn().rst(),
+            v4().tcp(1, 2, 3, 4).syn().fin(),
+            v6().tcp(1, 2, 3, 4).rst(),
+        ];
+        for other in others {
+            let mut bytes = Vec::new();
+            other.write(&mut bytes, b"payload").unwrap();
+            assert!(Syn::parse(&bytes).is_none());
+        }
+        let mut datagram = Vec::new();
+        v4().udp(1, 2).write(&mut datagram, b"payload").unwrap();
+        assert!(Syn::parse(&datagram).is_none());
+    }
+
+    #[test]
+    fn a_reset_answers_the_very_packet() {
+        for ip in [v4(), v6()] {
+            let request = Syn::parse(&syn(ip)).unwrap();
+            let bytes = request.refuse(Refusal::Reset).unwrap();
+            let answer = SlicedPacket::from_ip(&bytes).unwrap();
+            let Some(TransportSlice::Tcp(tcp)) = answer.transport else {
+                panic!("no TCP");
+            };
+            assert!(tcp.rst() && tcp.ack() && !tcp.syn());
+            // One after its number, which is the last there is.
+            assert_eq!(tcp.acknowledgment_number(), 0);
+            assert_eq!((tcp.source_port(), tcp.destination_port()), (443, 40000));
+            assert_eq!(checksum(&bytes, &tcp), tcp.checksum());
+        }
+    }
+
+    fn checksum(packet: &[u8], tcp: &TcpSlice<'_>) -> u16 {
+        let header = tcp.to_header();
+        match SlicedPacket::from_ip(packet).unwrap().net.unwrap() {
+            NetSlice::Ipv4(ip) => header
+                .calc_checksum_ipv4_raw(ip.header().source(), ip.header().destination(), &[])
+                .unwrap(),
+            NetSlice::Ipv6(ip) => header
+                .calc_checksum_ipv6_raw(ip.header().source(), ip.header().destination(), &[])
+                .unwrap(),
+            NetSlice::Arp(_) => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn a_router_says_what_cannot_be_reached() {
+        for (what, code_v4, code_v6) in [
+            (Unreachable::Network, 0, 0),
+            (Unreachable::Host, 1, 3),
+            (Unreachable::Prohibited, 13, 1),
+        ] {
+            for (ip, kind, code) in [(v4(), 3, code_v4), (v6(), 1, code_v6)] {
+                let bytes = syn(ip);
+                let request = Syn::parse(&bytes).unwrap();
+                let answer = request.refuse(Refusal::Unreachable(what)).unwrap();
+                let sliced = SlicedPacket::from_ip(&answer).unwrap();
+                let (seen, payload) = match sliced.transport.unwrap() {
+                    TransportSlice::Icmpv4(icmp) => {
+                        ((icmp.type_u8(), icmp.code_u8()), icmp.payload().to_vec())
+                    }
+                    TransportSlice::Icmpv6(icmp) => {
+                        ((icmp.type_u8(), icmp.code_u8()), icmp.payload().to_vec())
+                    }
+                    _ => panic!("no ICMP"),
+                };
+                assert_eq!(seen, (kind, code));
+                // Whose it is, the container finds by the packet.
+                assert_eq!(payload, bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn only_failures_that_mean_something_are_told() {
+        let of = |errno: Errno| Refusal::of(&errno.into());
+        assert_eq!(of(Errno::CONNREFUSED), Some(Refusal::Reset));
+        assert_eq!(
+            of(Errno::HOSTUNREACH),
+            Some(Refusal::Unreachable(Unreachable::Host))
+        );
+        for silent in [Errno::TIMEDOUT, Errno::MFILE, Errno::NOBUFS, Errno::AGAIN] {
+            assert_eq!(of(silent), None, "{silent}");
+        }
+    }
+
+    #[test]
+    fn what_the_host_keeps_for_itself_is_not_outside() {
+        for inside in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.169.254",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::ffff:127.0.0.1",
+            "::ffff:192.0.2.7",
+            "fe80::1",
+            "ff02::1",
+        ] {
+            assert!(!is_outside(inside.parse().unwrap()), "{inside}");
+        }
+        for outside in ["192.0.2.7", "10.0.0.1", "2001:db8::7", "fd00::1"] {
+            assert!(is_outside(outside.parse().unwrap()), "{outside}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_looked_at(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Syn::parse(&bytes);
+        }
+
+        #[test]
+        fn damaged_requests_are_none_or_answered(
+            place in 0usize..40, value: u8, is_v4: bool, cut in 0usize..61,
+        ) {
+            let mut bytes = syn(if is_v4 { v4() } else { v6() });
+            bytes[place] = value;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            if let Some(request) = Syn::parse(&bytes) {
+                prop_assert!(request.refuse(Refusal::Reset).is_some());
+                prop_assert!(request.refuse(Refusal::Unreachable(Unreachable::Host)).is_some());
+            }
+        }
+    }
 }

@@ -48,6 +48,9 @@ const PACKET: usize = 65536;
 /// How long a container may take to go on with a handshake it began.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 
+/// How long to pause after what may fail again at once.
+const TROUBLE: Duration = Duration::from_millis(10);
+
 /// See the module.
 pub(super) struct Outgoing {
     shared: Shared,
@@ -89,7 +92,7 @@ impl Outgoing {
     }
 
     /// Takes what containers ask, until it is dropped.
-    pub(super) async fn hear(self: Arc<Self>) -> io::Error {
+    pub(super) async fn hear(self: Arc<Self>) {
         let mut packet = vec![0; PACKET];
         loop {
             match self.requests.try_read(&mut packet) {
@@ -99,11 +102,15 @@ impl Outgoing {
                     None => self.say(&packet[..length]),
                 },
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if let Err(error) = self.requests.readable().await {
-                        return error;
+                    // Fails with the runtime only.
+                    if self.requests.readable().await.is_err() {
+                        return;
                     }
                 }
-                Err(error) => return error,
+                Err(error) => {
+                    tracing::warn!(%error, "read from the uplink's interface");
+                    tokio::time::sleep(TROUBLE).await;
+                }
             }
         }
     }
@@ -127,7 +134,7 @@ impl Outgoing {
                     }
                 }
                 // It failed before it was taken, or there is a shortage (accept(2)).
-                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+                Err(_) => tokio::time::sleep(TROUBLE).await,
             }
         }
     }

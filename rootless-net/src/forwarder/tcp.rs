@@ -20,12 +20,7 @@ use super::{Destination, Shared};
 const SHORTAGE: Duration = Duration::from_millis(100);
 
 /// Takes connections until it is dropped. Those it took go on without it.
-pub(super) async fn serve(
-    listener: TcpStream,
-    shared: Shared,
-    to: Destination,
-    port: u16,
-) {
+pub(super) async fn serve(listener: TcpStream, shared: Shared, to: Destination, port: u16) {
     loop {
         match accept(&listener).await {
             Ok((socket, client)) => {

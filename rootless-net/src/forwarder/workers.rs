@@ -104,7 +104,12 @@ mod tests {
             let mut seen = vec![thread::current().id()];
             for _ in 0..2 {
                 let worker = workers.next().unwrap();
-                seen.push(worker.spawn(async { thread::current().id() }).await.unwrap());
+                seen.push(
+                    worker
+                        .spawn(async { thread::current().id() })
+                        .await
+                        .unwrap(),
+                );
             }
             for (index, one) in seen.iter().enumerate() {
                 assert!(!seen[..index].contains(one), "{seen:?}");

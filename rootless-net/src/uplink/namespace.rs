@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -73,9 +74,19 @@ pub(super) fn make(anchor: &Path) -> SysResult<OwnedFd> {
     })
 }
 
-/// Makes the interface by which containers ask for connections.
+/// Makes the interface by which containers ask for connections. That of a supervisor that was killed goes
+/// with its services, which are being killed.
 pub(super) fn make_requests_interface(namespace: BorrowedFd<'_>) -> SysResult<OwnedFd> {
-    netlink::in_namespace(namespace, || selkie_sys::tun::make(REQUESTS_INTERFACE))
+    netlink::in_namespace(namespace, || {
+        let mut tries = 0;
+        loop {
+            match selkie_sys::tun::make(REQUESTS_INTERFACE) {
+                Err(error) if error.errno == Errno::BUSY && tries < 100 => tries += 1,
+                other => return other,
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    })
 }
 
 /// Lets go of the namespace kept at `anchor`.
@@ -85,11 +96,12 @@ pub(super) fn release(anchor: &Path) {
     let _ = std::fs::remove_file(anchor);
 }
 
-/// Everything that is done once: forwarding, routing of marked packets, the rules.
+/// Everything that is done once: forwarding, routing of marked packets, the rules. The answer is why
+/// the rules by which containers ask for connections are not among them, where they are not.
 ///
 /// # Errors
 /// `nft` is missing, or the kernel lacks what the rules need.
-pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failure> {
+pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<Option<String>, Failure> {
     let mut netlink = netlink::in_namespace(namespace, || {
         // Bridges are for their ports' traffic alone; absent where the kernel has no br_netfilter.
         for file in ["bridge-nf-call-iptables", "bridge-nf-call-ip6tables"] {
@@ -140,11 +152,15 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
     // Adding it first makes removing it right whether it was there or not.
     let rules = format!("table inet selkie\ndelete table inet selkie\n{RULES}");
     // Without them, what is for the outside goes by way of the connector.
-    let has_outgoing = has_requests
-        && load_rules(namespace, nft, &format!("{rules}{OUTGOING_RULES}"))
-            .inspect_err(|failure| tracing::info!(message = failure.message, "no tproxy"))
-            .is_ok();
-    if !has_outgoing {
+    let with_outgoing = if has_requests {
+        load_rules(namespace, nft, &format!("{rules}{OUTGOING_RULES}"))
+    } else {
+        Err(Failure {
+            message: format!("there is no {REQUESTS_INTERFACE}"),
+            hint: None,
+        })
+    };
+    if with_outgoing.is_err() {
         load_rules(namespace, nft, &rules)?;
     }
     netlink::in_namespace(namespace, || {
@@ -163,7 +179,8 @@ pub(super) fn prepare(namespace: BorrowedFd<'_>, nft: &Path) -> Result<(), Failu
         }
         Ok(())
     })
-    .map_err(failure)
+    .map_err(failure)?;
+    Ok(with_outgoing.err().map(|failure| failure.message))
 }
 
 /// Runs `nft -f -` in the namespace.

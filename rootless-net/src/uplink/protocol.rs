@@ -87,6 +87,10 @@ pub struct Status {
     pub connector: Option<i32>,
     /// Its name, or why there is none.
     pub connected_by: String,
+    /// Why TCP connections out of containers are not made by the services but go by way of the connector;
+    /// `None` when they are not.
+    #[serde(default)]
+    pub tcp_by_connector: Option<String>,
     /// IDs of the containers that are connected.
     pub containers: Vec<String>,
 }

@@ -515,6 +515,10 @@ impl Supervisor {
                 .trunk
                 .as_ref()
                 .map_or_else(|| "nothing yet".into(), |trunk| trunk.connector.describe()),
+            tcp_by_connector: self
+                .trunk
+                .as_ref()
+                .and_then(|trunk| trunk.tcp_by_connector().map(str::to_owned)),
             containers: self.containers.keys().cloned().collect(),
         }
     }

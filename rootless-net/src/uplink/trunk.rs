@@ -28,6 +28,8 @@ pub(super) struct Trunk {
     pub(super) connector: Connector,
     /// By which containers ask for connections.
     requests: Option<OwnedFd>,
+    /// Why they do not.
+    no_requests: Option<String>,
     services: Option<ServiceProcess>,
     services_retry: Option<Instant>,
     /// The host's, as the rules have it.
@@ -67,9 +69,13 @@ impl Trunk {
             .map_err(failure)?;
         let mut connector = Connector::of_uplink(config, of_connector)?;
         connector.start();
-        let requests = namespace::make_requests_interface(namespace.as_fd()).ok();
+        let requests = namespace::make_requests_interface(namespace.as_fd());
+        let (requests, no_interface) = match requests {
+            Ok(requests) => (Some(requests), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
         let mut services = start_services(namespace.as_fd(), requests.as_ref(), config)?;
-        namespace::prepare(namespace.as_fd(), &nft)?;
+        let no_rules = namespace::prepare(namespace.as_fd(), &nft)?;
         services.ready()?;
         let host = host_address::current();
         host_address::translate_to(host, namespace.as_fd(), &nft)?;
@@ -79,6 +85,7 @@ impl Trunk {
             nft,
             connector,
             requests,
+            no_requests: no_interface.or(no_rules),
             services: Some(services),
             services_retry: None,
             host,
@@ -206,6 +213,11 @@ impl Trunk {
         {
             self.host = host;
         }
+    }
+
+    /// See [`super::protocol::Status::tcp_by_connector`].
+    pub(super) fn tcp_by_connector(&self) -> Option<&str> {
+        self.no_requests.as_deref()
     }
 
     pub(super) fn services_pid(&self) -> Option<i32> {

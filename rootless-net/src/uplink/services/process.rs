@@ -31,7 +31,13 @@ const RESOLVER_PLACES: [&str; 5] = [
 ];
 
 /// Serves until the supervisor goes, whose process is `parent`.
-pub(super) fn run(channel: OwnedFd, uplink: BorrowedFd<'_>, requests: Option<OwnedFd>, resolv_conf: &Path, parent: Pid) -> ! {
+pub(super) fn run(
+    channel: OwnedFd,
+    uplink: BorrowedFd<'_>,
+    requests: Option<OwnedFd>,
+    resolv_conf: &Path,
+    parent: Pid,
+) -> ! {
     let mut readable: Vec<PathBuf> = RESOLVER_PLACES.iter().map(PathBuf::from).collect();
     readable.extend(resolv_conf.parent().map(Path::to_owned));
     let setup = Setup {
