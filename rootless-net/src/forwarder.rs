@@ -1,4 +1,6 @@
-//! Published ports: listening on the host, and passing on to containers with the client's address.
+//! TCP and UDP passed on between the host and containers: published ports, for which this listens on the
+//! host and passes on to containers with the client's address, and connections out of containers
+//! ([`outgoing`]).
 //!
 //! # Theory of operation
 //!

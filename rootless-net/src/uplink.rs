@@ -10,7 +10,8 @@
 //!  ┌──│───────────│──────────────│───────────│──────────────┐   (sockets on both sides)
 //!  │ sv…         sv…            sp…         sp…             │
 //!  │  └─ routed ──┴──┐           └── sb… ────┘ a bridge     │
-//!  │          rules: who may reach whom      uplink0 ───────┼── pasta (or slirp4netns)
+//!  │          rules: who may reach whom         syn0 ───────┼── services: TCP connections out
+//!  │                                         uplink0 ───────┼── pasta (or slirp4netns): all else
 //!  └────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -19,8 +20,9 @@
 //!   containers on request, and mends what breaks: pasta when it dies or when the host gains a way out
 //!   in a family it had none in, the services when they die.
 //! - The *connector* (pasta) carries packets between `uplink0` and sockets of the host.
-//! - The *services* ([`services`]) answer names and relay published ports. They read what strangers
-//!   send, so they are confined: no files but `resolv.conf`, no programs.
+//! - The *services* ([`services`]) answer names, relay published ports, and make the TCP connections that
+//!   containers ask for ([`crate::forwarder`]). They read what strangers send, so they are confined: no
+//!   files but `resolv.conf`, no programs.
 //! - A container with a connector of its own that does not publish its ports itself has a forwarder beside
 //!   it ([`own_ports`]).
 //!

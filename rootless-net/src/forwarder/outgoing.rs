@@ -14,12 +14,17 @@
 //! The uplink namespace has to have, beside what is said there:
 //!
 //! ```text
-//! nft: hook prerouting, priority mangle:
+//! nft: hook prerouting:
 //!      iifname "syn0" tcp flags & (syn | ack) == syn tproxy to LISTENER meta mark set 1 accept
 //!      (a first packet from a container for somewhere behind the uplink) meta mark set 2
 //! ip [-6] rule add fwmark 2 lookup 101
 //! ip [-6] route add default dev syn0 table 101
+//! sysctl net.ipv4.tcp_early_demux=0
 //! ```
+//!
+//! Data may follow the handshake so closely that its socket is not there yet. The rules route such packets
+//! into the interface too, and what is no request goes back as it came, a moment later (see
+//! `uplink/rules_outgoing.nft`).
 //!
 //! Where it has not, such packets go by way of pasta, as all that is not TCP does: whose own TCP, in
 //! user space, is slower, and offers windows that make senders wait.
@@ -48,6 +53,12 @@ const PACKET: usize = 65536;
 /// How long a container may take to go on with a handshake it began.
 const HANDSHAKE: Duration = Duration::from_secs(60);
 
+/// How many packets are taken before others have their turn.
+const TURN: u64 = 64;
+
+/// How many addresses are remembered at least.
+const ADDRESSES: usize = 1024;
+
 /// How long to pause after what may fail again at once.
 const TROUBLE: Duration = Duration::from_millis(10);
 
@@ -57,7 +68,7 @@ pub(super) struct Outgoing {
     /// Tokio has no type of its own for what is read by the packet; it treats this like a pipe.
     requests: pipe::Receiver,
     waiting: Mutex<HashMap<Flow, Waiting>>,
-    containers: Mutex<HashMap<IpAddr, Own>>,
+    containers: Mutex<Containers>,
 }
 
 /// A connection that a container waits for.
@@ -68,7 +79,14 @@ enum Waiting {
     ForContainer(Syn, oneshot::Sender<TcpStream>),
 }
 
-/// What a container has, by its address.
+/// What each container has, by its address. One whose network is a bridge may use any of its subnet, so
+/// those that have no connections are cleared away now and then.
+#[derive(Default)]
+struct Containers {
+    all: HashMap<IpAddr, Own>,
+    clear_at: usize,
+}
+
 struct Own {
     gone: watch::Sender<()>,
     room: Arc<Semaphore>,
@@ -94,7 +112,10 @@ impl Outgoing {
     /// Takes what containers ask, until it is dropped.
     pub(super) async fn hear(self: Arc<Self>) {
         let mut packet = vec![0; PACKET];
-        loop {
+        for count in 1_u64.. {
+            if count.is_multiple_of(TURN) {
+                tokio::task::yield_now().await;
+            }
             match self.requests.try_read(&mut packet) {
                 Ok(length) => match Syn::parse(&packet[..length]) {
                     Some(syn) => self.asked(syn),
@@ -143,16 +164,19 @@ impl Outgoing {
     pub(super) fn forget(&self, addresses: impl IntoIterator<Item = IpAddr>) {
         let mut containers = lock(&self.containers);
         for address in addresses {
-            containers.remove(&address);
+            containers.all.remove(&address);
         }
     }
 
     fn asked(self: &Arc<Self>, syn: Syn) {
-        match self.waiting().get(&syn.flow) {
+        match self.waiting().get_mut(&syn.flow) {
             None => {}
             Some(Waiting::ForHost) => return,
-            // The answer to the container has been lost.
-            Some(Waiting::ForContainer(first, _)) => return self.say(first.packet()),
+            // The answer has been lost, or the container has given up and tries again.
+            Some(Waiting::ForContainer(first, _)) => {
+                *first = syn;
+                return self.say(first.packet());
+            }
         }
         if !is_outside(syn.flow.remote.ip()) {
             return self.refuse(&syn, Refusal::Unreachable(Unreachable::Prohibited));
@@ -169,10 +193,7 @@ impl Outgoing {
     fn room(&self, container: IpAddr) -> Option<(Room, watch::Receiver<()>)> {
         let descriptors = &self.shared.descriptors;
         let mut containers = lock(&self.containers);
-        let own = containers.entry(container).or_insert_with(|| Own {
-            gone: watch::Sender::new(()),
-            room: Arc::new(Semaphore::new(descriptors.outgoing_of_one())),
-        });
+        let own = containers.get(container, descriptors.outgoing_of_one());
         let room = Room {
             _own: own.room.clone().try_acquire_owned().ok()?,
             _of_all: descriptors.outgoing()?,
@@ -189,7 +210,13 @@ impl Outgoing {
         let entry = Entry(&self, flow);
         let both = async {
             match connect_host(flow).await {
-                Ok(far) => self.offer(syn).await.map(|near| (near, far)),
+                Ok(far) => match self.offer(syn).await {
+                    Some(near) => Some((near, far)),
+                    None => {
+                        reset(&far);
+                        None
+                    }
+                },
                 Err(error) => {
                     tracing::debug!(?flow, %error, "no connection out of a container");
                     if let Some(refusal) = Refusal::of(&error) {
@@ -241,6 +268,20 @@ impl Outgoing {
     }
 }
 
+impl Containers {
+    /// What the one with this address has, which may have so many connections.
+    fn get(&mut self, address: IpAddr, most: usize) -> &Own {
+        if self.all.len() >= self.clear_at && !self.all.contains_key(&address) {
+            self.all.retain(|_, own| own.gone.receiver_count() > 0);
+            self.clear_at = (2 * self.all.len()).max(ADDRESSES);
+        }
+        self.all.entry(address).or_insert_with(|| Own {
+            gone: watch::Sender::new(()),
+            room: Arc::new(Semaphore::new(most)),
+        })
+    }
+}
+
 /// Takes a flow from those that wait when it is dropped.
 struct Entry<'a>(&'a Outgoing, Flow);
 
@@ -264,4 +305,28 @@ async fn connect_host(flow: Flow) -> io::Result<TcpStream> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv6Addr;
+
+    use super::*;
+
+    #[test]
+    fn addresses_without_connections_are_cleared_away() {
+        let mut containers = Containers::default();
+        let address = |n: usize| IpAddr::from(Ipv6Addr::from(n as u128));
+        let kept = containers.get(address(0), 1).gone.subscribe();
+        for n in 1..10 * ADDRESSES {
+            containers.get(address(n), 1);
+            assert!(containers.all.len() <= ADDRESSES + 1);
+        }
+        assert!(containers.all.contains_key(&address(0)));
+        drop(kept);
+        for n in 1..2 * ADDRESSES {
+            containers.get(address(n), 1);
+        }
+        assert!(!containers.all.contains_key(&address(0)));
+    }
 }

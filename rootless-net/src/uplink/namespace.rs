@@ -27,7 +27,7 @@ const TRANSPARENT: (u32, u8) = (1, 100);
 /// The same of packets that ask for a connection.
 const REQUESTS: (u32, u8) = (2, 101);
 
-/// That of a tun interface (`IP_MAX_MTU` less what a link's header might take).
+/// That of [`REQUESTS_INTERFACE`]: whatever containers send fits it.
 const LARGEST_MTU: u32 = 65_535;
 
 /// Interface for those (`forwarder/outgoing.rs`).
