@@ -207,11 +207,11 @@ pub(super) async fn relay(
     tokio::select! {
         ended = &mut up => match ended {
             Ok(Stopped::Long) => return false,
-            ended => rest(ended, client, server, down).await,
+            ended => rest(ended, client, server, down, &both).await,
         },
         ended = &mut down => match ended {
             Ok(Stopped::Long) => return false,
-            ended => rest(ended, server, client, up).await,
+            ended => rest(ended, server, client, up, &both).await,
         },
     }
     true
@@ -223,6 +223,7 @@ async fn rest(
     near: &TcpStream,
     far: &TcpStream,
     other: impl Future<Output = Result<Stopped, Broken>>,
+    both: &Both,
 ) {
     match ended {
         Ok(_) => {
@@ -239,8 +240,11 @@ async fn rest(
         }
         Err(Broken::From) => farewell(far).await,
         Err(Broken::To) => {
-            // What `far` said before it was reset is still to be read.
+            // What `far` said before it was reset is still to be read. Whoever wrote to it has heard of the
+            // reset, and the kernel tells of one only once: what comes now looks like a FIN and is none.
+            both.one_has_ended.store(true, Ordering::Relaxed);
             let _ = tokio::time::timeout(FAREWELL, other).await;
+            push(near);
             farewell(near).await;
         }
     }

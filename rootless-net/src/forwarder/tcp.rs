@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::sockopt::set_tcp_quickack;
-use rustix::net::{SendFlags, SocketFlags, acceptfrom_with, send};
+use rustix::net::{SocketFlags, acceptfrom_with};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -16,9 +15,6 @@ use super::relay::reset;
 use super::target::{Path, Target};
 use super::uplink_sockets::Transport;
 use super::{Destination, Shared};
-
-/// How many bytes of a client's go out at once when it is connected.
-const FIRST_WORDS: usize = 4096;
 
 /// How long accepting pauses when the kernel has no descriptors or memory for more.
 const SHORTAGE: Duration = Duration::from_millis(100);
@@ -88,7 +84,7 @@ async fn forward(
         let _ = to.wait_for(|to| !to.as_ref().is_some_and(has)).await;
     });
     let far = tokio::select! {
-        far = connect_either(shared, &near, path, other, port) => far.inspect_err(|_| reset(&near))?,
+        far = connect_either(shared, path, other, port) => far.inspect_err(|_| reset(&near))?,
         // The client has given up; what it may have said reaches nobody.
         _ = near.ready(Interest::ERROR) => return Ok(()),
         _ = &mut gone => {
@@ -96,11 +92,6 @@ async fn forward(
             return Ok(());
         }
     };
-    if first_words(&near, &far).is_none() {
-        reset(&near);
-        reset(&far);
-        return Ok(());
-    }
     pass_on(near, far, gone, &shared.buffers, &shared.workers, share).await;
     Ok(())
 }
@@ -110,28 +101,22 @@ async fn forward(
 /// the other too.
 async fn connect_either(
     shared: &Shared,
-    near: &TcpStream,
     path: Path,
     other: Option<Path>,
     port: u16,
 ) -> io::Result<TcpStream> {
-    match (connect(shared, near, path, port).await, other) {
+    match (connect(shared, path, port).await, other) {
         (Err(error), Some(other)) if error.kind() == io::ErrorKind::ConnectionRefused => {
             // What the first one said is closer to what the client asked for.
-            connect(shared, near, other, port).await.map_err(|_| error)
+            connect(shared, other, port).await.map_err(|_| error)
         }
         (outcome, _) => outcome,
     }
 }
 
-async fn connect(
-    shared: &Shared,
-    near: &TcpStream,
-    path: Path,
-    port: u16,
-) -> io::Result<TcpStream> {
+async fn connect(shared: &Shared, path: Path, port: u16) -> io::Result<TcpStream> {
     let destination = SocketAddr::new(path.destination, port);
-    let error = match attempt(shared, near, path.source, destination).await {
+    let error = match attempt(shared, path.source, destination).await {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => error,
         other => return other,
     };
@@ -140,21 +125,15 @@ async fn connect(
     }
     // The same client has, or lately had, a connection there from this very port.
     let any_port = SocketAddr::new(path.source.ip(), 0);
-    attempt(shared, near, any_port, destination).await
+    attempt(shared, any_port, destination).await
 }
 
 async fn attempt(
     shared: &Shared,
-    near: &TcpStream,
     source: SocketAddr,
     destination: SocketAddr,
 ) -> io::Result<TcpStream> {
     let socket = shared.sockets.outgoing(Transport::Stream, source).await?;
-    // What the client has said already can go with the last packet of the handshake, which then need
-    // not go alone, and the server hears of both at once (tcp(7)).
-    if rustix::io::ioctl_fionread(near).is_ok_and(|bytes| bytes > 0) {
-        let _ = set_tcp_quickack(&socket, false);
-    }
     match socket.connect(&destination.into()) {
         Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => {
             return Err(error);
@@ -163,23 +142,6 @@ async fn attempt(
     }
     let connecting = Connecting(Some(TcpStream::from_std(socket.into())?));
     connecting.finish().await
-}
-
-/// Passes on what the client has said before it was connected, if that is little. `None`: the server has
-/// reset the connection meanwhile.
-fn first_words(near: &TcpStream, far: &TcpStream) -> Option<()> {
-    if !rustix::io::ioctl_fionread(near).is_ok_and(|bytes| bytes > 0) {
-        return Some(());
-    }
-    let mut words = [0; FIRST_WORDS];
-    // An end, or a failure, will be met again.
-    if let Ok(count @ 1..) = near.try_read(&mut words) {
-        // A new connection has room for them.
-        let sent = send(far, &words[..count], SendFlags::NOSIGNAL);
-        sent.ok().filter(|sent| *sent == count)?;
-    }
-    let _ = set_tcp_quickack(far, true);
-    Some(())
 }
 
 /// A connection on its way. Given up, it may be there already: then the server hears of a reset.
