@@ -14,6 +14,13 @@ use rustix::io::Errno;
 /// Hop limit of what is answered; it has one hop to go.
 const HOPS: u8 = 64;
 
+/// How many bytes of a packet an ICMP message about it has: its headers, and no more than fits the
+/// smallest datagram that everybody takes (RFC 1122, section 3.2.2).
+const QUOTED: usize = 500;
+
+/// Bytes of the longest headers before that.
+const HEADERS: usize = 40 + 20;
+
 /// Both ends of a connection out of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Flow {
@@ -72,26 +79,22 @@ impl Syn {
     /// The packet that tells the container why there is no connection.
     pub(super) fn refuse(&self, refusal: Refusal) -> Option<Vec<u8>> {
         let ip = self.ip()?;
+        let cause = &self.packet[..self.packet.len().min(QUOTED)];
+        let mut bytes = Vec::with_capacity(HEADERS + cause.len());
         match refusal {
-            Refusal::Reset => {
-                let answer = ip
-                    .tcp(self.flow.remote.port(), self.flow.container.port(), 0, 0)
-                    .rst()
-                    .ack(self.sequence.wrapping_add(1));
-                let mut bytes = Vec::with_capacity(answer.size(0));
-                answer.write(&mut bytes, &[]).ok()?;
-                Some(bytes)
-            }
+            Refusal::Reset => ip
+                .tcp(self.flow.remote.port(), self.flow.container.port(), 0, 0)
+                .rst()
+                .ack(self.sequence.wrapping_add(1))
+                .write(&mut bytes, &[]),
             Refusal::Unreachable(what) if self.flow.remote.is_ipv4() => {
                 let header = match what {
                     Unreachable::Network => DestUnreachableHeader::Network,
                     Unreachable::Host => DestUnreachableHeader::Host,
                     Unreachable::Prohibited => DestUnreachableHeader::FilterProhibited,
                 };
-                let answer = ip.icmpv4(Icmpv4Type::DestinationUnreachable(header));
-                let mut bytes = Vec::with_capacity(answer.size(self.packet.len()));
-                answer.write(&mut bytes, &self.packet).ok()?;
-                Some(bytes)
+                ip.icmpv4(Icmpv4Type::DestinationUnreachable(header))
+                    .write(&mut bytes, cause)
             }
             Refusal::Unreachable(what) => {
                 let code = match what {
@@ -99,12 +102,12 @@ impl Syn {
                     Unreachable::Host => DestUnreachableCode::Address,
                     Unreachable::Prohibited => DestUnreachableCode::Prohibited,
                 };
-                let answer = ip.icmpv6(Icmpv6Type::DestinationUnreachable(code));
-                let mut bytes = Vec::with_capacity(answer.size(self.packet.len()));
-                answer.write(&mut bytes, &self.packet).ok()?;
-                Some(bytes)
+                ip.icmpv6(Icmpv6Type::DestinationUnreachable(code))
+                    .write(&mut bytes, cause)
             }
         }
+        .ok()?;
+        Some(bytes)
     }
 
     /// An answer's first header. `None` cannot be: both ends come from one packet.
@@ -292,6 +295,20 @@ mod tests {
                 // Whose it is, the container finds by the packet.
                 assert_eq!(payload, bytes);
             }
+        }
+    }
+
+    #[test]
+    fn a_long_request_is_quoted_in_part() {
+        for (ip, headers) in [(v4(), 28), (v6(), 48)] {
+            let mut bytes = Vec::new();
+            let tcp = ip.tcp(40000, 443, 1, 64240).syn();
+            tcp.write(&mut bytes, &[7; 60_000]).unwrap();
+            let request = Syn::parse(&bytes).unwrap();
+            let refusal = Refusal::Unreachable(Unreachable::Host);
+            let answer = request.refuse(refusal).unwrap();
+            assert_eq!(answer.len(), headers + QUOTED);
+            assert_eq!(answer[headers..], bytes[..QUOTED]);
         }
     }
 
