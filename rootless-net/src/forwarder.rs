@@ -38,6 +38,7 @@ mod listening;
 mod outgoing;
 mod packet_info;
 mod passing;
+mod patience;
 pub mod publish_error;
 mod relay;
 pub mod sandbox;

@@ -25,6 +25,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 use super::buffers::Buffers;
+use super::patience::Patience;
 
 /// How long what a reset side said before may take to be delivered.
 const FAREWELL: Duration = Duration::from_secs(30);
@@ -137,8 +138,10 @@ async fn pump(
         let mut buffer = buffers.take();
         let mut moved = 0;
         let mut something_waits = false;
+        let mut patience = Patience::default();
         while moved < TURN {
             let (count, end) = match read(from, &mut buffer) {
+                Read::Nothing if patience.look_again().await => continue,
                 Read::Nothing => break,
                 Read::Bytes(count) => (count, None),
                 Read::End(count, end) => (count, Some(end)),
@@ -164,6 +167,9 @@ async fn pump(
                 }
             }
             moved += count;
+            if until == Until::Ended {
+                patience.renew(count);
+            }
         }
         drop(buffer);
         if something_waits {
