@@ -2,16 +2,17 @@
 //!
 //! What one side of a long connection says comes in pieces with short pauses between them. To sleep in each
 //! costs more than the pause: the thread gives up its processor, and the sender has to wake it, every time.
-//! So its pump looks a few times more, for no longer than moving what came before has taken, and lets
+//! So its pump looks a few times more, for about as long as moving what came before has taken, and lets
 //! others run in between: the sender, perhaps.
 //!
-//! Only long connections do it, on threads of their own. Where many short ones come on a busy processor,
-//! whoever wakes from sleep goes before the others, and whoever lets them run comes after them.
+//! Only long connections do it, on threads of their own (all do where there is one processor). Where many
+//! short ones come on a busy processor, whoever wakes from sleep goes before the others, and whoever lets
+//! them run comes after them.
 
 /// How often it looks at most.
 const MOST: usize = 50;
 
-/// Bytes that are moved in the time of one look, about a microsecond.
+/// Bytes that are moved in about the time of one look, which is of the order of a microsecond.
 const BYTES: usize = 1024;
 
 /// How often a pump is still going to look. See the module.
