@@ -263,10 +263,17 @@ impl Login {
             if background.is_empty() {
                 return;
             }
-            for pid in background.into_iter().flat_map(processes::descendants) {
-                processes::signal(pid, Signal::KILL);
+            let all: Vec<i32> = background
+                .into_iter()
+                .flat_map(processes::descendants)
+                .collect();
+            for pid in &all {
+                processes::signal(*pid, Signal::KILL);
             }
-            std::thread::sleep(Duration::from_millis(20));
+            // One that is ending shows no environment any more, and holds its locks and ports still.
+            let _ = eventually("what was killed has ended", || {
+                Ok(all.iter().all(|pid| processes::has_ended(*pid)))
+            });
         }
     }
 

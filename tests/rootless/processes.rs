@@ -85,6 +85,12 @@ pub fn is_alive(pid: i32) -> bool {
     read(pid).is_some()
 }
 
+/// True when none of its threads is left, and with them its files, locks and sockets: at most a zombie.
+pub fn has_ended(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    threads <= 1 && !is_alive(pid)
+}
+
 /// One line of `/proc/PID/uid_map` or `gid_map`: inside, outside, count.
 pub type Extent = (u32, u32, u32);
 
