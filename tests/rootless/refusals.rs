@@ -501,7 +501,8 @@ fn full_disk(ground: &'static Ground) -> Result<()> {
             "dd if=/dev/zero of=/big bs=64k 2>&1 | grep -o 'No space left on device'",
         ])
         .run()?;
-    expect_contains(filled.text(), "No space left on device")?;
+    expect_contains(filled.text(), "No space left on device")
+        .with_context(|| format!("{filled:?}"))?;
     login.ok(&["ps", "--all"])?;
     let next = login
         .selkie(&["run", "--rm", "busybox", "echo", "x"])
