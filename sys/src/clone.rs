@@ -6,6 +6,7 @@
 //! first asks the kernel whether there are other threads, and refuses when there are.
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use crate::errno::{SysError, SysResult};
 use rustix::io::Errno;
@@ -79,7 +80,7 @@ fn clone_with(
     flags: u64,
     exit_signal: libc::c_int,
 ) -> SysResult<Side> {
-    if !is_single_threaded() {
+    if !becomes_single_threaded() {
         return Err(SysError::new(
             "clone a process while other threads run",
             Errno::BUSY,
@@ -154,8 +155,24 @@ pub fn close_inherited_descriptors(keep: &[BorrowedFd<'_>]) -> SysResult<()> {
     Ok(())
 }
 
+/// How long a thread that is ending may take to be gone.
+const ENDING: Duration = Duration::from_millis(500);
+
 /// Not `libc::CLONE_INTO_CGROUP`: that constant is typed too narrow.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Waits for threads that are ending. One that was joined may still be there for a moment: joining waits
+/// until it has left this process's memory, which is before the kernel takes it off the thread group.
+fn becomes_single_threaded() -> bool {
+    let deadline = Instant::now() + ENDING;
+    while !is_single_threaded() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    true
+}
 
 /// `unshare(CLONE_THREAD)` is allowed to a process with one thread, where it does nothing, and
 /// `EINVAL` to any other (unshare(2)): one cheap call, and no `/proc` needed.
