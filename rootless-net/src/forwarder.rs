@@ -165,7 +165,7 @@ impl Forwarder {
             Ipv6Addr::LOCALHOST.into(),
         ] {
             let address = SocketAddr::new(address, OUTGOING_PORT);
-            match self.listen_outgoing(address).await {
+            match self.shared.sockets.listen_transparent(address).await {
                 Ok(listener) => {
                     let listener = tokio::net::TcpListener::from_std(listener)?;
                     tokio::spawn(outgoing.clone().accept(listener));
@@ -178,18 +178,6 @@ impl Forwarder {
         tokio::spawn(outgoing.clone().hear());
         self.outgoing = Some(outgoing);
         Ok(())
-    }
-
-    /// The process before this one, which is being killed, may have its sockets a moment longer.
-    async fn listen_outgoing(&self, address: SocketAddr) -> io::Result<std::net::TcpListener> {
-        let mut tries = 0;
-        loop {
-            match self.shared.sockets.listen_transparent(address).await {
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 100 => tries += 1,
-                other => return other,
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
     }
 
     /// A container no longer has these addresses: the connections it made from them are reset.

@@ -14,6 +14,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::IpBindAddressNoPort;
@@ -27,6 +28,9 @@ const BATCH: usize = 32;
 
 /// More are made when there are fewer than this.
 const FEW: usize = 16;
+
+/// How long a process that was killed may take to let go of its sockets.
+const REPLACED: Duration = Duration::from_secs(2);
 
 /// Bytes of answers that may wait in a UDP flow; the kernel grants no more than net.core.rmem_max.
 const QUEUE: usize = 1 << 20;
@@ -99,8 +103,8 @@ impl UplinkSockets {
     /// Binds a UDP socket in the uplink namespace, nonblocking; the address need not exist there yet.
     pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         let socket = self
-            .run(move || free_bind(address, Type::DGRAM, Protocol::UDP))
-            .await??;
+            .run_when_free(move || free_bind(address, Type::DGRAM, Protocol::UDP))
+            .await?;
         Ok(socket.into())
     }
 
@@ -108,12 +112,12 @@ impl UplinkSockets {
     /// there yet.
     pub async fn listen_tcp(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self
-            .run(move || -> io::Result<Socket> {
+            .run_when_free(move || -> io::Result<Socket> {
                 let socket = free_bind(address, Type::STREAM, Protocol::TCP)?;
                 socket.listen(1024)?;
                 Ok(socket)
             })
-            .await??;
+            .await?;
         Ok(socket.into())
     }
 
@@ -121,7 +125,7 @@ impl UplinkSockets {
     /// addressed to; the sockets of its connections have that address.
     pub(super) async fn listen_transparent(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self
-            .run(move || -> io::Result<Socket> {
+            .run_when_free(move || -> io::Result<Socket> {
                 let kind = Type::STREAM.nonblocking().cloexec();
                 let domain = Domain::for_address(address);
                 let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
@@ -136,7 +140,7 @@ impl UplinkSockets {
                 socket.listen(4096)?;
                 Ok(socket)
             })
-            .await??;
+            .await?;
         Ok(socket.into())
     }
 
@@ -213,6 +217,23 @@ impl UplinkSockets {
 
     fn ready(&self) -> std::sync::MutexGuard<'_, [Vec<Socket>; 4]> {
         self.ready.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `job`, which makes a socket of a fixed address. The process before this one may have one there
+    /// for a moment longer, when it was killed.
+    async fn run_when_free(
+        &self,
+        job: impl Fn() -> io::Result<Socket> + Clone + Send + 'static,
+    ) -> io::Result<Socket> {
+        let deadline = Instant::now() + REPLACED;
+        loop {
+            match self.run(job.clone()).await? {
+                Err(error)
+                    if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {}
+                made => return made,
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Runs `job` in the uplink namespace.

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -80,7 +81,14 @@ fn sandbox() {
         assert_eq!(&heard, b"ping");
         let name_server = sockets.bind_udp(at(GATEWAY_V4, 53)).await.unwrap();
         assert_eq!(name_server.local_addr().unwrap(), at(GATEWAY_V4, 53));
-        sockets.listen_tcp(at(GATEWAY_V6, 53)).await.unwrap();
+        let held = sockets.listen_tcp(at(GATEWAY_V6, 53)).await.unwrap();
+        // As of a process before this one that is still ending.
+        let let_go = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            drop(held);
+        };
+        let (waited, ()) = tokio::join!(sockets.listen_tcp(at(GATEWAY_V6, 53)), let_go);
+        waited.unwrap();
         let error = forwarder.publish("c", &[mapping(Protocol::Tcp, 443, 80)], target());
         assert!(matches!(
             error,
